@@ -1,0 +1,203 @@
+"""Every setting, frozen, explained in the line under it, read from TOML. Unknown keys are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zerogr_ray.errors import InputError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_INSTRUCTION = "Given a query, retrieve documents that answer it."
+
+C = TypeVar("C", bound="Strict")
+
+
+class Strict(BaseModel):
+    """A frozen settings model that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class CorpusConfig(Strict):
+    """How documents are read."""
+
+    text_chars: int = Field(20_000, ge=1)
+    """Characters of a document's text that are kept. Generation reads far less; this bounds memory and disk."""
+    shard_rows: int = Field(256, ge=1)
+    """Documents per shard. A shard is what a lost worker has to do again."""
+
+
+class LLMConfig(Strict):
+    """The language model that writes docids and pseudo-queries, and the engine that runs it."""
+
+    model: str = DEFAULT_MODEL
+    """Hugging Face name, local folder, or the name of a packaged model."""
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """auto takes vLLM where it is installed, plain transformers elsewhere."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto is bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+    max_model_len: int = Field(1024, ge=128)
+    """Longest prompt plus answer, in tokens. Longer documents are cut before they get here."""
+    max_num_seqs: int = Field(64, ge=1)
+    """Sequences that one engine decodes side by side."""
+    engines: int = Field(1, ge=1)
+    """Engine actors at most. Each holds one copy of the model."""
+    cpus: float = Field(1, gt=0)
+    """Ray CPUs that one engine reserves."""
+    gpus: float = Field(0, ge=0)
+    """GPUs that one engine reserves; 0 runs it on the CPU."""
+
+
+class DocIdConfig(Strict):
+    """How a document gets its docid (ZeroGR, section 3.2: short, general to specific, greedy)."""
+
+    doc_tokens: int = Field(128, ge=8)
+    """Tokens of the document that the prompt shows."""
+    max_words: int = Field(8, ge=1, le=32)
+    """Words of a docid at most."""
+    max_new_tokens: int = Field(24, ge=4)
+    """Tokens that the LM may write."""
+    prompt: str = (
+        "Write keywords that identify the document: 6 to 8 words in one line, the 3 to 5 core terms of the document, "
+        "from general to specific, lower case, no verbs, no articles, no punctuation."
+    )
+    """What the LM is asked, before the document."""
+
+
+class QueryConfig(Strict):
+    """How pseudo-queries are made (ZeroGR, section 3.3)."""
+
+    per_document: int = Field(16, ge=0)
+    """n, queries that the LM writes for each document."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature of those queries."""
+    doc_tokens: int = Field(128, ge=8)
+    """Tokens of the document that the prompt shows."""
+    max_new_tokens: int = Field(32, ge=4)
+    """Tokens that the LM may write."""
+    max_words: int = Field(40, ge=1)
+    """Words of a query at most."""
+    passages: int = Field(8, ge=0)
+    """Passages of the document itself that also serve as queries, at most."""
+    passage_words: int = Field(16, ge=1)
+    """Words of one passage."""
+    prompt: str = "Write one short search query that a person would type and that the document answers."
+    """What the LM is asked, after the retrieval instruction and before the document."""
+
+
+class TrainingConfig(Strict):
+    """Fine-tuning of the retriever: cross-entropy on the docid given instruction and query."""
+
+    epochs: float = Field(3, gt=0)
+    """Passes over all examples; a fraction stops within a pass."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak of the schedule: linear warm-up, cosine decay to a tenth."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps that warm up."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    clip: float = Field(1.0, gt=0)
+    """Gradient norm above which gradients are scaled down."""
+    pack_tokens: int = Field(768, ge=64)
+    """Tokens of one packed forward pass: the shared prefix and as many examples behind it as fit."""
+    batch_examples: int = Field(32, ge=1)
+    """Examples per optimizer step, over all workers; packs are accumulated until it is reached."""
+    query_tokens: int = Field(96, ge=4)
+    """Tokens of a query that are kept."""
+    checkpoint_seconds: float = Field(60, gt=0)
+    """A checkpoint is written when this much time has passed since the last."""
+    workers: int = Field(1, ge=1)
+    """Ray Train workers."""
+    cpus: float = Field(1, gt=0)
+    """Ray CPUs that one worker reserves."""
+    gpus: float = Field(0, ge=0)
+    """GPUs that one worker reserves; 0 trains on the CPU."""
+    seed: int = 0
+    """Order of the examples."""
+
+
+class DecodeConfig(Strict):
+    """One search: K draws at rising temperature (ZeroGR, Eq. 5-6)."""
+
+    draws: int = Field(100, ge=1)
+    """K, docids drawn per query; the trie loses one leaf after each draw. A search for k > K documents draws k."""
+    t_max: float = Field(1.5, ge=0)
+    """Temperature that the last draws approach. The first draw is greedy."""
+    slope: float = Field(10.0, gt=0)
+    """k in the schedule: how sharply the temperature rises."""
+    midpoint: float = Field(0.1, ge=0, le=1)
+    """m in the schedule: the share of the draws after which it has risen half way."""
+    mode: Literal["reference"] = "reference"
+    """reference: removal renormalises at each node over what survives (the published algorithm)."""
+    seed: int = 0
+    """Key of the noise. Same index, query and seed: same hits."""
+    query_tokens: int = Field(512, ge=1)
+    """Tokens of a query that are kept."""
+    batch: int = Field(16, ge=1)
+    """Queries that are decoded side by side."""
+
+
+class IndexConfig(Strict):
+    """Everything `zerogr index` needs. A run file in pipelines/ is one of these as TOML."""
+
+    instruction: str = Field(DEFAULT_INSTRUCTION, min_length=1)
+    """The retrieval task in natural language."""
+    model: str = DEFAULT_MODEL
+    """The LM that is fine-tuned into the retriever: Hugging Face name, local folder, or packaged model."""
+    corpus: CorpusConfig = CorpusConfig()
+    llm: LLMConfig = LLMConfig()
+    docids: DocIdConfig = DocIdConfig()
+    queries: QueryConfig = QueryConfig()
+    training: TrainingConfig = TrainingConfig()
+    seed: int = 0
+    """Seed of query sampling."""
+
+
+def read_config(path: Path, kind: type[C], overrides: dict[str, Any] | None = None) -> C:
+    """Read a TOML file into `kind`; `overrides` (dotted keys) win over the file.
+
+    Raises InputError naming the file, the key and the nearest known key.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no run file {path}; see pipelines/ for examples") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+    return make_config(kind, values, overrides, where=str(path))
+
+
+def make_config(
+    kind: type[C], values: dict[str, Any], overrides: dict[str, Any] | None = None, where: str = "settings"
+) -> C:
+    """Validate `values` as `kind`. Dotted keys in `overrides` reach into tables. Raises InputError."""
+    for dotted, value in (overrides or {}).items():
+        *tables, key = dotted.split(".")
+        target = values
+        for table in tables:
+            target = target.setdefault(table, {})
+        target[key] = value
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = f"{where}: {key}: {first['msg']}"
+        if first["type"] == "extra_forbidden":
+            near = get_close_matches(str(first["loc"][-1]), _known_keys(kind), n=1)
+            message = f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        raise InputError(message) from None
+
+
+def _known_keys(kind: type[BaseModel]) -> list[str]:
+    keys = []
+    for name, info in kind.model_fields.items():
+        keys.append(name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += _known_keys(info.annotation)
+    return keys

@@ -1,0 +1,98 @@
+"""What crosses a stage boundary: one frozen dataclass and one Arrow schema per kind of row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a corpus. `docno` is the corpus's own id (TREC's word)."""
+
+    docno: str
+    text: str
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A corpus row that was not taken, and why; it is written to `rejected/`, never lost silently."""
+
+    file: str
+    line: int
+    reason: str
+    row: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query, with the retrieval task it belongs to ("" when the caller gives the instruction)."""
+
+    qid: str
+    text: str
+    instruction: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One document found.
+
+    docno:        the document
+    docid:        the docid under which it was found
+    rank:         1 for the first
+    score:        higher is better; strictly falling with rank
+    draw:         number of the draw that produced it, from 0
+    temperature:  T_i of that draw
+    logprob:      natural log of the docid's probability under the trie at temperature 1, nothing removed (<= 0)
+    """
+
+    docno: str
+    docid: str
+    rank: int
+    score: float
+    draw: int
+    temperature: float
+    logprob: float
+
+
+Qrels = dict[str, dict[str, int]]
+"""qid -> docno -> graded relevance."""
+
+Run = dict[str, dict[str, float]]
+"""qid -> docno -> score; higher is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A test collection: its queries, their judgements, and where its corpus is."""
+
+    name: str
+    path: str
+    queries: list[Query]
+    qrels: Qrels
+    instruction: str = field(default="")
+
+
+def document_schema() -> pa.Schema:
+    """Rows of the normalised corpus."""
+    import pyarrow as pa
+
+    return pa.schema([("docno", pa.string()), ("title", pa.string()), ("text", pa.large_string())])
+
+
+def docid_schema() -> pa.Schema:
+    """Rows that the docid stage writes. `source` says how the docid came about: "lm" or "fallback"."""
+    import pyarrow as pa
+
+    return pa.schema([("docno", pa.string()), ("docid", pa.string()), ("source", pa.string())])
+
+
+def query_schema() -> pa.Schema:
+    """Rows that the pseudo-query stage writes: one row per document, its queries as a list."""
+    import pyarrow as pa
+
+    return pa.schema([("docno", pa.string()), ("queries", pa.list_(pa.string()))])
