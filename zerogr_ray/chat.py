@@ -1,0 +1,87 @@
+"""How a query becomes a prompt and a docid becomes an answer, in the words of the model's own chat template.
+
+Training, decoding and the index all go through `PromptFormat`, so that a retriever sees at search time exactly
+the tokens it was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from zerogr_ray.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class PromptFormat:
+    """Prompt and docid tokens of one tokenizer.
+
+    The instruction is the system message where the template has one, else the first line of the user's message.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, where: str = "the model") -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ModelError(f"{where} has no chat template; take an instruction-tuned model or add chat_template.jinja")
+        if tokenizer.eos_token_id is None:
+            raise ModelError(f"{where} names no end-of-turn token (eos_token) in tokenizer_config.json; set one")
+        self.tokenizer: Any = tokenizer
+        self.where = where
+        self.system_role = self._accepts_system_role()
+        self.end: int = self._end_of_turn()
+
+    def prompts(self, instruction: str, queries: Sequence[str], query_tokens: int) -> list[list[int]]:
+        """Tokens of each prompt up to where the answer begins; queries are cut to `query_tokens` tokens."""
+        cut = [self.shorten(query, query_tokens) for query in queries]
+        texts = [self.render(instruction, query) for query in cut]
+        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+    def docids(self, docids: Sequence[str]) -> list[list[int]]:
+        """Tokens of each docid as the answer begins, without the end-of-turn token."""
+        return [list(ids) for ids in self.tokenizer(list(docids), add_special_tokens=False)["input_ids"]] if docids else []
+
+    def render(self, instruction: str, user: str) -> str:
+        """The prompt as text: system or user instruction, the user's message, and the opening of the answer."""
+        if self.system_role:
+            messages = [{"role": "system", "content": instruction}, {"role": "user", "content": user}]
+        else:
+            messages = [{"role": "user", "content": f"{instruction}\n\n{user}"}]
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def shorten(self, text: str, tokens: int) -> str:
+        """`text` cut to its first `tokens` tokens (text of fewer characters than that is returned as it is)."""
+        if len(text) <= tokens:
+            return text
+        # A token is rarely longer than 40 characters: do not tokenise a megabyte to keep a hundred tokens.
+        encoded = self.tokenizer(text[: tokens * 40], add_special_tokens=False)["input_ids"]
+        if len(encoded) <= tokens:
+            return text[: tokens * 40]
+        return str(self.tokenizer.decode(encoded[:tokens], skip_special_tokens=True)).rstrip("\ufffd")
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the same text would become other tokens: template, vocabulary, normalisation."""
+        probe = self.render("Given a query, retrieve.", "Ünïcode 東京 json.dumps 42")
+        state = [probe, self.tokenizer(probe, add_special_tokens=False)["input_ids"], self.end, len(self.tokenizer)]
+        return hashlib.sha256(json.dumps(state, ensure_ascii=True).encode()).hexdigest()[:16]
+
+    def _accepts_system_role(self) -> bool:
+        """Some templates (Gemma's) refuse a system message; some drop it without a word."""
+        marker = "zerogr-system-marker"
+        messages = [{"role": "system", "content": marker}, {"role": "user", "content": "q"}]
+        try:
+            return marker in self.tokenizer.apply_chat_template(messages, tokenize=False)
+        except Exception:  # jinja2 raises what the template's author chose to raise
+            return False
+
+    def _end_of_turn(self) -> int:
+        """The token with which the template itself closes an answer; the tokenizer's eos where it adds none."""
+        probe = "zerogr-answer"
+        messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": probe}]
+        text = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        after = self.tokenizer(text.rpartition(probe)[2], add_special_tokens=False)["input_ids"]
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.get_added_vocab().values())
+        return next((token for token in after if token in special), int(self.tokenizer.eos_token_id))

@@ -1,0 +1,63 @@
+"""The Ray Data actor around an engine: reads a shard, lets a task write, commits the result, says what it did."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from zerogr_ray.config import LLMConfig
+from zerogr_ray.errors import BuildError
+from zerogr_ray.generation.engine import Sampling, open_engine
+from zerogr_ray.models import find_model
+from zerogr_ray.stage import Output, ShardTask
+
+
+class CountingEngine:
+    """An engine that counts the tokens of what it writes."""
+
+    def __init__(self, llm: LLMConfig) -> None:
+        self.engine = open_engine(llm, find_model(llm.model))
+        self.format = self.engine.format
+        self.tokens = 0
+
+    def generate(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[list[str]]:
+        """See Engine."""
+        texts = self.engine.generate(prompts, sampling, seeds)
+        self.tokens += sum(map(len, self.format.docids([text for some in texts for text in some])))
+        return texts
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.engine.close()
+
+
+class Writer:
+    """One loaded model that writes shards of docids or pseudo-queries."""
+
+    def __init__(self, source: Output, tasks: list[tuple[ShardTask, Output]], llm: LLMConfig) -> None:
+        self.source, self.tasks = source, tasks
+        self.engine = CountingEngine(llm)
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
+        """Write the shards named in the batch; returns what was done."""
+        rows, tokens = [], []
+        for shard, number in zip(batch["shard"], batch["task"], strict=True):
+            task, output = self.tasks[int(number)]
+            documents = self.source.folder.read_table(str(shard))
+            before = self.engine.tokens
+            written = task(documents, self.engine)
+            if written["docno"].to_pylist() != documents["docno"].to_pylist():
+                raise BuildError(f"{output.name} of {shard}: not one row per document; this is a defect of {task.name}")
+            output.folder.write_table(str(shard), written)
+            rows.append(documents.num_rows)
+            tokens.append(self.engine.tokens - before)
+        return {"rows": rows, "tokens": tokens}
+
+
+def engine_resources(llm: LLMConfig) -> dict[str, Any]:
+    """What one engine reserves of the cluster. Ray would give a CPU engine one thread: it gets the machine's cores."""
+    threads = str(max(1, (os.cpu_count() or 1) // (1 if llm.gpus else llm.engines)))
+    variables = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    return {"num_cpus": llm.cpus, "num_gpus": llm.gpus, "runtime_env": {"env_vars": variables}}

@@ -1,0 +1,136 @@
+"""A stage makes one folder of shards from another, shard by shard, and never makes a shard twice.
+
+Every stage's folder is named after what it depends on (`docids-4f2a…`): the same inputs and settings lead to the
+same folder, where what is done is found again; other settings lead to another. A shard is one parquet file,
+`part-00012.parquet`, whole or absent; `done.json` is written last. Shards of all stages of a corpus line up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from zerogr_ray.errors import BuildError
+from zerogr_ray.store import Folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Output:
+    """The folder that one stage fills."""
+
+    name: str
+    """What the stage makes, in the plural: "docids"."""
+    folder: Folder
+
+    @classmethod
+    def at(cls, work: Folder, name: str, key: str) -> Output:
+        """The output called `name` with key `key` under the work folder."""
+        return cls(name, work / f"{name}-{key}")
+
+    def shards(self) -> list[str]:
+        """Names of the shards that are there."""
+        return self.folder.names("part-", ".parquet")
+
+    def done(self) -> dict[str, Any] | None:
+        """The completion manifest, or None while something is missing."""
+        found = self.folder.read_json("done.json")
+        return dict(found) if found else None
+
+    def finish(self, rows: int, **facts: Any) -> dict[str, Any]:
+        """Write the completion manifest."""
+        manifest = {"name": self.name, "rows": rows, "shards": self.shards(), **facts}
+        self.folder.write_json("done.json", manifest)
+        return manifest
+
+
+class ShardTask(Protocol):
+    """What turns one shard of documents into one shard of something else, with an LM at hand."""
+
+    @property
+    def name(self) -> str:
+        """Name of the output."""
+        ...
+
+    def __call__(self, documents: pa.Table, engine: Any) -> pa.Table:
+        """Rows of the output: one per document, in the documents' order."""
+        ...
+
+
+@contextmanager
+def progress(name: str, total: int, done: int = 0, unit: str = "docs", quiet: bool = False) -> Iterator[tqdm[Any]]:
+    """One stage's progress bar, on standard error."""
+    import sys
+
+    from tqdm import tqdm
+
+    interval = 0.2 if sys.stderr.isatty() else 5.0  # a log file wants few lines
+    with tqdm(total=total, initial=done, desc=f"{name:<9}", unit=unit, mininterval=interval, disable=quiet) as bar:
+        yield bar
+
+
+def map_shards(
+    source: Output,
+    tasks: Sequence[tuple[ShardTask, Output]],
+    worker: type,
+    worker_arguments: dict[str, Any],
+    resources: dict[str, Any],
+    actors: int,
+    rows_of: Callable[[str], int],
+    quiet: bool = False,
+) -> None:
+    """Run every task on every shard of `source` that its output lacks, in actors on Ray Data.
+
+    Ray Data carries the shards' names; an actor reads, computes and writes them itself. So a killed actor or driver
+    loses the shards in hand and no more, nothing large passes through the object store, and all tasks share one
+    loaded engine. `worker(source, tasks, **worker_arguments)` is called with batches {"shard": [...], "task": [...]}.
+    Raises BuildError with the worker's own words.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    everything = source.shards()
+    missing: list[dict[str, Any]] = []
+    done = [0] * len(tasks)
+    for number, (_, output) in enumerate(tasks):
+        there = set(output.shards())
+        missing += [{"shard": shard, "task": number} for shard in everything if shard not in there]
+        done[number] = sum(rows_of(shard) for shard in everything if shard in there)
+    if not missing:
+        return
+    missing.sort(key=lambda item: (item["shard"], item["task"]))  # both outputs of a shard from one reading
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.log_internal_stack_trace_to_stdout = False
+    work = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
+        worker,
+        fn_constructor_args=(source, list(tasks)),
+        fn_constructor_kwargs=worker_arguments,
+        batch_size=1,
+        compute=ActorPoolStrategy(min_size=1, max_size=min(actors, len(missing))),
+        **resources,
+    )
+    total = sum(rows_of(shard) for shard in everything)
+    names = " + ".join(output.name for _, output in tasks)
+    started, tokens = time.monotonic(), 0
+    try:
+        with progress(names, total * len(tasks), sum(done), unit="rows", quiet=quiet) as bar:
+            for row in work.iter_rows():
+                tokens += row["tokens"]
+                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s", refresh=False)
+                bar.update(row["rows"])
+    except ray.exceptions.RayError as error:
+        raise BuildError(f"writing {names} failed: {_last_line(error)}; run the same command again to go on") from error
+
+
+def _last_line(error: BaseException) -> str:
+    """What the worker said: Ray wraps it in the whole remote traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,107 @@
+"""Where outputs live: a folder on disk or under s3://, written so that nobody ever sees half a file.
+
+On disk a file is written to a temporary name, flushed and renamed; on an object store a PUT is whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Folder:
+    """A folder by path or URL. Names inside it are relative and may contain "/"."""
+
+    def __init__(self, url: str | Path) -> None:
+        import fsspec
+
+        self.fs, self.path = fsspec.core.url_to_fs(str(url))
+        self.local = "file" in self.fs.protocol
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(self.url_of(name))
+
+    def __str__(self) -> str:
+        return self.path if self.local else str(self.fs.unstrip_protocol(self.path))
+
+    def url_of(self, name: str) -> str:
+        """Full path or URL of `name`."""
+        return f"{self}/{name}"
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the file (or this folder itself) is there."""
+        return bool(self.fs.exists(f"{self.path}/{name}" if name else self.path))
+
+    def names(self, prefix: str, suffix: str) -> list[str]:
+        """Sorted names of the files directly in this folder that begin and end so."""
+        self.fs.invalidate_cache(self.path)
+        if not self.fs.isdir(self.path):
+            return []
+        found = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self.fs.ls(self.path, detail=False))
+        return sorted(name for name in found if name.startswith(prefix) and name.endswith(suffix))
+
+    def read(self, name: str) -> bytes:
+        """The file's bytes. Raises FileNotFoundError."""
+        return bytes(self.fs.cat_file(f"{self.path}/{name}"))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write the file whole, replacing what was there."""
+        target = f"{self.path}/{name}"
+        if not self.local:
+            self.fs.pipe_file(target, data)
+            return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        handle, building = tempfile.mkstemp(dir=Path(target).parent, prefix=".writing-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(building, 0o644)
+            os.replace(building, target)
+        except BaseException:
+            Path(building).unlink(missing_ok=True)
+            raise
+
+    def read_json(self, name: str) -> Any:
+        """The file parsed as JSON, or None where there is no such file."""
+        try:
+            return json.loads(self.read(name))
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `value` as indented JSON."""
+        self.write(name, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A parquet file as an Arrow table."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(io.BytesIO(self.read(name)), columns=columns)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """An Arrow table as a parquet file (zstd)."""
+        import pyarrow.parquet as pq
+
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.write(name, buffer.getvalue())
+
+    def delete(self) -> None:
+        """Remove the folder and all that is in it, if it is there."""
+        if self.exists():
+            self.fs.rm(self.path, recursive=True)
+
+
+def key_of(*parts: Any) -> str:
+    """16 hex digits that change when any part changes. Parts are JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]
