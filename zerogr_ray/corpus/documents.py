@@ -1,0 +1,137 @@
+"""Documents of a corpus, streamed: jsonl and parquet, one file or a folder of shards, BEIR and MAIR folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+from zerogr_ray.corpus.fields import RowError, clean, identifier, parse_object, pick, text
+from zerogr_ray.corpus.files import SUFFIXES, Source, first_file, lines, locate, parquet_batches
+from zerogr_ray.errors import InputError
+from zerogr_ray.rows import Document, Rejected
+
+DOCNO_FIELDS = ("_id", "id", "docno", "doc_id", "docid")
+TEXT_FIELDS = ("text", "doc", "contents", "content", "body")
+TITLE_FIELD = "title"
+CORPUS_STEMS = ("corpus", "docs")
+ROW_CHARS = 500
+
+Outcome = tuple[Document | RowError, int, str]
+"""What became of a row, its line (row of a parquet file) from 1, and how it begins."""
+
+
+def read_documents(path: str, text_chars: int) -> Iterator[Document | Rejected]:
+    """Every row of a corpus, in order, as a Document or as Rejected with the reason.
+
+    `path` is local or a URL such as s3://: one .jsonl, .ndjson (both also .gz) or .parquet file, a folder of such
+    shards, or a BEIR or MAIR folder. Blank lines are no rows. Cleaning: in docno, title and text, control characters
+    other than newline and tab become a space and lone surrogates U+FFFD; a docno also loses its newlines, tabs and
+    outer space; title and text are cut to `text_chars` characters.
+
+    Memory holds one batch of rows and 8 bytes of digest per docno, about 100 bytes with Python's overhead.
+
+    Raises InputError for a path that is missing or holds nothing readable (at once), and for a damaged file or a
+    corpus without rows (when the reading gets there).
+    """
+    return _read(corpus_files(path), path, text_chars)
+
+
+def source_stamp(path: str) -> str:
+    """sha256 over the name, size and date (or etag) of each corpus file: it changes when the corpus does.
+
+    Only names inside the corpus count, so a copy that keeps its dates keeps its stamp. Raises InputError.
+    """
+    digest = hashlib.sha256()
+    for source in corpus_files(path):
+        info = source.fs.info(source.name)
+        date = next((info[key] for key in ("ETag", "mtime", "LastModified", "created") if info.get(key)), "")
+        base = source.name.rsplit("/", 1)[-1]
+        digest.update(json.dumps([base, info["size"], str(date)]).encode())
+    return digest.hexdigest()
+
+
+def corpus_files(path: str) -> list[Source]:
+    """The files that hold a corpus, sorted by name. Raises InputError, naming what was found instead."""
+    root = locate(path)
+    readable = ", ".join(SUFFIXES)
+    if not root.is_folder():
+        if not root.name.lower().endswith(SUFFIXES):
+            raise InputError(f"{path} is not a corpus file; files that can be read end in {readable}")
+        return [root]
+    found = [name for name in root.children() if not name.startswith((".", "_"))]
+    if "qrels/" in found or any(name.startswith("queries.") for name in found):
+        # A test collection: its queries have ids and text as well, and must not be read as documents.
+        corpus = first_file(root, [stem + suffix for stem in CORPUS_STEMS for suffix in SUFFIXES])
+        if corpus is None:
+            raise InputError(f"{path} holds queries but no corpus.jsonl (BEIR) or docs.jsonl (MAIR); add the corpus")
+        return [corpus]
+    shards = [root / name for name in found if name.lower().endswith(SUFFIXES)]
+    if not shards:
+        others = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+        raise InputError(f"the folder {path} holds {others or 'nothing'}; files that can be read end in {readable}")
+    return shards
+
+
+def _read(sources: list[Source], path: str, text_chars: int) -> Iterator[Document | Rejected]:
+    rows = 0
+    seen: set[bytes] = set()
+    for source in sources:
+        parquet = source.name.lower().endswith(".parquet")
+        for taken, line, excerpt in _parquet(source, text_chars) if parquet else _jsonl(source, text_chars):
+            rows += 1
+            if isinstance(taken, Document):
+                digest = hashlib.blake2b(taken.docno.encode(), digest_size=8).digest()
+                if digest not in seen:
+                    seen.add(digest)
+                    yield taken
+                    continue
+                taken = RowError(f"docno {taken.docno[:80]!r} was there before; the first row with it is kept")
+            yield Rejected(source.shown, line, str(taken), excerpt[:ROW_CHARS])
+    if not rows:
+        raise InputError(f"{path} has no rows; a corpus needs at least one document")
+
+
+def _jsonl(source: Source, text_chars: int) -> Iterator[Outcome]:
+    for number, raw in lines(source):
+        excerpt = raw[: 4 * ROW_CHARS].decode("utf-8", "replace")
+        try:
+            yield _document(parse_object(raw), None, text_chars), number, excerpt
+        except RowError as error:
+            yield error, number, excerpt
+
+
+def _parquet(source: Source, text_chars: int) -> Iterator[Outcome]:
+    number = 0
+    for names, batch in parquet_batches(source, (*DOCNO_FIELDS, *TEXT_FIELDS, TITLE_FIELD)):
+        for index in range(batch.num_rows):
+            number += 1
+            row: dict[str, object] = {}
+            try:
+                # Column by column: a string that is not UTF-8 costs its own row, not the batch.
+                for name in batch.schema.names:
+                    row[name] = _value(name, batch.column(name)[index])
+                yield _document(row, names, text_chars), number, _excerpt(row)
+            except RowError as error:
+                yield error, number, _excerpt(row)
+
+
+def _value(name: str, scalar: object) -> object:
+    try:
+        return scalar.as_py()  # type: ignore[attr-defined]
+    except UnicodeDecodeError:
+        raise RowError(f"field {name!r} is not UTF-8") from None
+
+
+def _excerpt(row: dict[str, object]) -> str:
+    short = {name: value[:ROW_CHARS] if isinstance(value, (str, bytes)) else value for name, value in row.items()}
+    return json.dumps(short, ensure_ascii=False, default=str)
+
+
+def _document(row: dict[str, object], present: list[str] | None, text_chars: int) -> Document:
+    docno = identifier(*pick(row, DOCNO_FIELDS, present))
+    body = clean(text(*pick(row, TEXT_FIELDS, present))[:text_chars])
+    title = clean(text(TITLE_FIELD, row.get(TITLE_FIELD))[:text_chars])
+    if not body.strip() and not title.strip():
+        raise RowError(f"document {docno[:80]!r} is empty: it has neither title nor text")
+    return Document(docno=docno, text=body, title=title)
