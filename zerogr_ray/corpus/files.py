@@ -66,8 +66,8 @@ def locate(path: str) -> Source:
     try:
         fs, name = url_to_fs(path)
         there = fs.exists(name)
-    except (ValueError, ImportError, OSError) as error:
-        raise InputError(f"{path} cannot be opened: {error}") from None
+    except Exception as error:  # every filesystem brings its own: botocore's missing credentials are no OSError
+        raise InputError(f"{path} cannot be opened: {error}; check the address and your credentials") from None
     if not there:
         raise InputError(f"there is no file or folder {path}; check the path")
     return Source(fs, name, path)
