@@ -138,7 +138,7 @@ def _source(value: object) -> str:
     """The lines of a short top-level function or class without its docstring, or ""."""
     name, module = getattr(value, "__name__", ""), sys.modules.get(getattr(value, "__module__", None) or "")
     lines = linecache.getlines(getattr(module, "__file__", None) or "")
-    heads = tuple(f"{kind} {name}{end}" for kind in ("def", "async def", "class") for end in "(:")
+    heads = tuple(f"{kind} {name}{end}" for kind in ("def", "async def", "class") for end in "(:[")
     start = next((number for number, line in enumerate(lines) if line.startswith(heads)), None)
     if start is None:
         return ""
