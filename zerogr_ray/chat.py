@@ -36,19 +36,26 @@ class PromptFormat:
     def prompts(self, instruction: str, queries: Sequence[str], query_tokens: int) -> list[list[int]]:
         """Tokens of each prompt up to where the answer begins; queries are cut to `query_tokens` tokens."""
         cut = [self.shorten(query, query_tokens) for query in queries]
-        texts = [self.render(instruction, query) for query in cut]
-        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+        return self.tokens([self.render(instruction, query) for query in cut])
 
     def docids(self, docids: Sequence[str]) -> list[list[int]]:
         """Tokens of each docid as the answer begins, without the end-of-turn token."""
-        return [list(ids) for ids in self.tokenizer(list(docids), add_special_tokens=False)["input_ids"]] if docids else []
+        return self.tokens(docids)
 
-    def render(self, instruction: str, user: str) -> str:
-        """The prompt as text: system or user instruction, the user's message, and the opening of the answer."""
-        if self.system_role:
-            messages = [{"role": "system", "content": instruction}, {"role": "user", "content": user}]
-        else:
-            messages = [{"role": "user", "content": f"{instruction}\n\n{user}"}]
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each text as it stands: nothing added before or after."""
+        return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+    def render(self, instruction: str, user: str, examples: Sequence[tuple[str, str]] = ()) -> str:
+        """The prompt as text: the instruction, earlier turns (user, assistant), the user's message, an open answer.
+
+        Where the template has no system role, every user message begins with the instruction.
+        """
+        head = "" if self.system_role else f"{instruction}\n\n"
+        messages = [{"role": "system", "content": instruction}] if self.system_role else []
+        for asked, answered in examples:
+            messages += [{"role": "user", "content": head + asked}, {"role": "assistant", "content": answered}]
+        messages.append({"role": "user", "content": head + user})
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def shorten(self, text: str, tokens: int) -> str:

@@ -26,8 +26,8 @@ class Engine(Protocol):
 
     format: PromptFormat
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[list[str]]:
-        """`sampling.n` texts for each prompt (token ids); `seeds[i]` fixes what prompt i draws."""
+    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[str]]:
+        """`sampling.n` texts for each prompt (token ids). The same prompts, sampling and seed give the same texts."""
         ...
 
     def close(self) -> None:

@@ -18,19 +18,22 @@ class TransformersEngine:
         self.model: Any = load_model(model, cfg.dtype)
         self.batch = cfg.max_num_seqs
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[list[str]]:
-        """`sampling.n` texts for each prompt; see Engine. A batch draws from the seed of its first prompt."""
+    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[str]]:
+        """`sampling.n` texts for each prompt; see Engine."""
+        import torch
+
+        torch.manual_seed(seed)
         by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         rows = max(1, self.batch // sampling.n)
         texts: list[list[str]] = [[] for _ in prompts]
         for start in range(0, len(by_length), rows):
             chosen = by_length[start : start + rows]
-            answers = self._batch([prompts[i] for i in chosen], sampling, seeds[chosen[0]])
+            answers = self._batch([prompts[i] for i in chosen], sampling)
             for position, i in enumerate(chosen):
                 texts[i] = answers[position * sampling.n : (position + 1) * sampling.n]
         return texts
 
-    def _batch(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[str]:
+    def _batch(self, prompts: list[list[int]], sampling: Sampling) -> list[str]:
         import torch
 
         width = max(map(len, prompts))
@@ -39,7 +42,6 @@ class TransformersEngine:
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if sampling.temperature > 0:
-            torch.manual_seed(seed)
             how = {"do_sample": True, "temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
         with torch.inference_mode():
             out = self.model.generate(

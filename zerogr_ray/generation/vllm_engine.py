@@ -37,22 +37,22 @@ class VLLMEngine:
             disable_log_stats=True,
         )
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[list[str]]:
+    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[str]]:
         """`sampling.n` texts for each prompt; see Engine."""
+        import torch
         from vllm import SamplingParams, TokensPrompt
 
+        # Seeds per request break on a CPU (its generator cannot be wound back after a chunked prefill), so the
+        # process-wide generator is seeded instead; the engine lives in this process.
+        torch.manual_seed(seed)
         answers = self.llm.generate(
             [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts],
-            [
-                SamplingParams(
-                    n=sampling.n,
-                    temperature=sampling.temperature,
-                    max_tokens=sampling.max_tokens,
-                    seed=seed,
-                    stop_token_ids=[self.format.end],
-                )
-                for seed in seeds
-            ],
+            SamplingParams(
+                n=sampling.n,
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_tokens,
+                stop_token_ids=[self.format.end],
+            ),
             use_tqdm=False,
         )
         return [[output.text for output in answer.outputs] for answer in answers]

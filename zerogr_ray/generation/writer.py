@@ -22,10 +22,10 @@ class CountingEngine:
         self.format = self.engine.format
         self.tokens = 0
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, seeds: list[int]) -> list[list[str]]:
+    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[str]]:
         """See Engine."""
-        texts = self.engine.generate(prompts, sampling, seeds)
-        self.tokens += sum(map(len, self.format.docids([text for some in texts for text in some])))
+        texts = self.engine.generate(prompts, sampling, seed)
+        self.tokens += sum(map(len, self.format.tokens([text for some in texts for text in some])))
         return texts
 
     def close(self) -> None:

@@ -1,0 +1,81 @@
+"""The published algorithm as it reads: draw one docid after the other from a tree of dicts, then remove it.
+
+Independent of the library but for the noise, which both must share to be comparable draw by draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from zerogr_ray.decoding.noise import gumbel
+from zerogr_ray.index.trie import Trie
+
+LogitsAt = Callable[[tuple[int, ...], list[int]], np.ndarray]
+"""(path, child tokens) -> logits of those children."""
+
+
+def draw_one_by_one(trie: Trie, logits_at: LogitsAt, temperatures, seed: int, rule: str = "reference") -> list[int]:
+    """Leaf nodes in the order in which they are drawn."""
+    alive = {node: list(range(*trie.children(node))) for node in range(trie.nodes)}
+    drawn = []
+    for draw, T in enumerate(temperatures):
+        node, path = 0, [0]
+        if not alive[0]:
+            break
+        while trie.children(node) != (len(trie.tokens), len(trie.tokens)) and alive[node]:
+            choices = alive[node]
+            if len(choices) > 1:
+                first, last = trie.children(node)
+                tokens = [int(t) for t in trie.tokens[first:last]]
+                logits = logits_at(tuple(int(trie.tokens[n]) for n in path[1:]), tokens)
+                noise = gumbel(seed, draw, first, last)
+                score = {c: logits[c - first] / T + noise[c - first] if T else logits[c - first] for c in choices}
+                node = max(choices, key=lambda c: score[c])
+            else:
+                node = choices[0]
+            path.append(node)
+        drawn.append(node)
+        for parent, child in zip(path[-2::-1], path[:0:-1], strict=True):
+            if rule != "never remove":
+                alive[parent].remove(child)
+            if alive[parent]:
+                break
+    return drawn
+
+
+def children_lists(trie: Trie) -> dict[int, list[int]]:
+    """node -> children."""
+    return {node: list(range(*trie.children(node))) for node in range(trie.nodes)}
+
+
+def probabilities_of_first_two(trie: Trie, logits_at: LogitsAt, T: float) -> dict[tuple[int, int], float]:
+    """Exact probability of every ordered pair (first leaf, second leaf) in mode reference, by enumeration."""
+
+    def leaf_probabilities(alive: dict[int, list[int]]) -> dict[tuple[int, ...], float]:
+        found, todo = {}, [((0,), 1.0)]
+        while todo:
+            path, p = todo.pop()
+            choices = alive[path[-1]]
+            if not choices:
+                found[path] = p
+                continue
+            first, last = trie.children(path[-1])
+            tokens = [int(t) for t in trie.tokens[first:last]]
+            logits = logits_at(tuple(int(trie.tokens[n]) for n in path[1:]), tokens) / T
+            weights = np.exp([logits[c - first] for c in choices])
+            todo += [((*path, c), p * w) for c, w in zip(choices, weights / weights.sum(), strict=True)]
+        return found
+
+    pairs = {}
+    for first_path, p in leaf_probabilities(children_lists(trie)).items():
+        alive = children_lists(trie)
+        for parent, child in zip(first_path[-2::-1], first_path[:0:-1], strict=True):
+            alive[parent].remove(child)
+            if alive[parent]:
+                break
+        for second_path, q in leaf_probabilities(alive).items():
+            if second_path != (0,):
+                pairs[first_path[-1], second_path[-1]] = p * q
+    return pairs

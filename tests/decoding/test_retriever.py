@@ -1,0 +1,159 @@
+"""Batched tree attention and the retriever, on a tiny model with random weights."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.decoding.oracle import draw_one_by_one
+from tests.tiny import save_tiny
+from zerogr_ray.chat import PromptFormat
+from zerogr_ray.config import DecodeConfig
+from zerogr_ray.decoding.forward import TreeForward
+from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.decoding.schedule import temperatures
+from zerogr_ray.errors import InputError
+from zerogr_ray.index.bundle import write_index
+from zerogr_ray.models import load_format
+
+INSTRUCTION = "Given a query, retrieve documents."
+WORDS = "parse read write open json file red fox hat browser command line flags web".split()
+
+
+def make_index(folder, docids):
+    model = save_tiny(folder / "model")
+    fmt = load_format(model)
+    docnos = [f"d{i}" for i in range(len(docids))]
+    facts = {"instruction": INSTRUCTION, "prompt_format": fmt.fingerprint}
+    write_index(folder / "index", docnos, docids, fmt.docids(docids), docnos, fmt.end, model, facts)
+    return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def docids():
+    rng = np.random.default_rng(5)
+    some = [" ".join(rng.choice(WORDS, size=rng.integers(1, 6))) for _ in range(120)]
+    return [*some, "red fox", "red fox", "red fox hat"]
+
+
+@pytest.fixture(scope="module")
+def retriever(docids, tmp_path_factory):
+    return Retriever.load(make_index(tmp_path_factory.mktemp("retriever"), docids), device="cpu", dtype="float32")
+
+
+def plain_logits(retriever, prompt):
+    """Logits by a forward over prompt + path from scratch: no cache, no tree, no batch."""
+
+    def logits_at(path, tokens):
+        with torch.inference_mode():
+            out = retriever.model(input_ids=torch.tensor([[*prompt, *path]])).logits[0, -1]
+        return out[tokens].float().numpy()
+
+    return logits_at
+
+
+def test_tree_attention_gives_the_logits_of_a_plain_forward(retriever):
+    trie, queries = retriever.bundle.trie, ["fox", "read a json file with the command line", "web"]
+    prompts = retriever.format.prompts(INSTRUCTION, queries, 64)
+    forward = TreeForward(retriever.model, trie)
+    root = forward.prompt(prompts)
+    inner = [n for n in range(1, trie.nodes) if trie.children(n)[1] - trie.children(n)[0] > 1]
+    # As in a search, no node is asked for after one below it.
+    waves = [[inner[:3], inner[1:2], inner[4:9]], [inner[3:5], inner[-1:], inner[11:12]]]
+    seen = [[(b, 0, logits) for b, logits in enumerate(root)]]
+    for needed in waves:
+        answers = forward.wave(needed)
+        seen.append([(b, n, a) for b in range(3) for n, a in zip(needed[b], answers[b], strict=True)])
+    forward.keep([2, 0])
+    answers = forward.wave([inner[-6:-3], inner[5:7]])
+    seen.append([(2, n, a) for n, a in zip(inner[-6:-3], answers[0], strict=True)])
+    seen.append([(0, n, a) for n, a in zip(inner[5:7], answers[1], strict=True)])
+    for b, node, logits in (row for some in seen for row in some):
+        tokens = [int(t) for t in trie.tokens[slice(*trie.children(node))]]
+        plain = plain_logits(retriever, prompts[b])(tuple(trie.path(node)), tokens)
+        np.testing.assert_allclose(logits, plain, atol=1e-4)
+
+
+def test_a_search_equals_the_sequential_algorithm_draw_by_draw(retriever):
+    trie, cfg = retriever.bundle.trie, DecodeConfig(draws=60, seed=11)
+    docnos = retriever.bundle.documents["docno"].to_pylist()
+    for query in ("fox", "open a web browser and read the file", "???"):
+        prompt = retriever.format.prompts(INSTRUCTION, [query], cfg.query_tokens)[0]
+        expected = draw_one_by_one(trie, plain_logits(retriever, prompt), temperatures(cfg), cfg.seed)
+        rows = [row for leaf in expected for row in trie.documents_of(leaf)]
+        assert [hit.docno for hit in retriever.search(query, k=50, config=cfg)] == [docnos[row] for row in rows[:50]]
+
+
+def test_many_queries_in_one_batch_give_what_each_gives_alone(retriever):
+    queries = ["fox", "open a web browser", "read json " * 30, "x", "hat fox red"]
+    together = retriever.search_many(queries, k=20, config=DecodeConfig(batch=4))
+    alone = [retriever.search(query, k=20) for query in queries]
+    for one, other in zip(together, alone, strict=True):
+        assert [hit.docno for hit in one] == [hit.docno for hit in other]
+        np.testing.assert_allclose([h.logprob for h in one], [h.logprob for h in other], atol=1e-3)
+
+
+def test_asking_for_more_documents_than_there_are_gives_each_once(retriever, docids):
+    hits = retriever.search("fox", k=1000)
+    assert sorted(hit.docno for hit in hits) == sorted(f"d{i}" for i in range(len(docids)))
+    assert [hit.rank for hit in hits] == list(range(1, len(docids) + 1))
+    assert all(hit.docid == docids[int(hit.docno[1:])] for hit in hits)
+    assert all(a.score > b.score for a, b in zip(hits, hits[1:], strict=False))
+
+
+def test_documents_that_share_a_docid_come_from_one_draw(retriever):
+    by_docid = {}
+    for hit in retriever.search("fox", k=1000):
+        by_docid.setdefault(hit.docid, set()).add(hit.draw)
+    assert all(len(draws) == 1 for draws in by_docid.values())
+
+
+def test_the_seed_decides_what_is_drawn_after_the_greedy_one(retriever):
+    one, again, other = (
+        [h.docno for h in retriever.search("fox", 30, config=DecodeConfig(seed=s))] for s in (1, 1, 2)
+    )
+    assert one == again
+    assert one != other
+    assert one[0] == other[0]
+
+
+@pytest.mark.parametrize("docids_", [["one docid"], ["same", "same"], ["a b", "a b c"]])
+def test_the_smallest_indexes_work(docids_, tmp_path):
+    retriever = Retriever.load(make_index(tmp_path, docids_), device="cpu", dtype="float32")
+    assert len(retriever.search("anything", k=10)) == len(docids_)
+
+
+def test_queries_of_any_length_and_script_work(retriever):
+    for query in ("x" * 100_000, "word " * 20_000, "日本語の質問", "🦊🦊", "שלום עולם", "a\x00b\x1f", "<|im_end|>"):
+        assert len(retriever.search(query, k=3)) == 3
+
+
+def test_impossible_requests_are_refused_with_one_sentence(retriever):
+    with pytest.raises(InputError, match="k is 0"):
+        retriever.search("fox", k=0)
+    with pytest.raises(InputError, match="the query is empty"):
+        retriever.search("  \n")
+    with pytest.raises(InputError, match="query 2 of 2 is empty"):
+        retriever.search_many(["fox", ""])
+    with pytest.raises(InputError, match="2 queries came with 1 instructions"):
+        retriever.search_many(["fox", "hat"], instruction=["only one"])
+
+
+def test_a_model_without_a_system_role_gets_the_instruction_with_the_query(retriever):
+    fmt = retriever.format
+    plain = fmt.tokenizer.chat_template
+    try:
+        fmt.tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + plain
+        text = PromptFormat(fmt.tokenizer).render("Do this.", "fox")
+    finally:
+        fmt.tokenizer.chat_template = plain
+    assert text == "<|im_start|>user\nDo this.\n\nfox<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_importing_the_package_loads_neither_torch_nor_ray_nor_vllm():
+    code = "import sys, zerogr_ray; assert not {'torch', 'ray', 'vllm', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,25 @@
+"""Reverse-annealed temperature: precise first, diverse later."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zerogr_ray.config import DecodeConfig
+
+
+def temperatures(cfg: DecodeConfig, draws: int | None = None) -> NDArray[np.float64]:
+    """Temperature of each draw (ZeroGR, Eq. 5-6).
+
+        T_i = T_max * (s(k(i/K - m)) - s(-km)) / (s(k(1 - m)) - s(-km)),    s = sigmoid
+
+    Returns T_K, shape (K,), K = `draws` or cfg.draws: 0 first (greedy), rising toward T_max.
+    """
+    K = draws or cfg.draws
+    rise = _sigmoid(cfg.slope * (np.arange(K) / K - cfg.midpoint))
+    low, high = _sigmoid(np.array([-cfg.slope * cfg.midpoint, cfg.slope * (1 - cfg.midpoint)]))
+    return np.asarray(cfg.t_max * (rise - low) / (high - low))
+
+
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(1 / (1 + np.exp(-x)))
