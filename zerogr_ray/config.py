@@ -117,7 +117,7 @@ class TrainingConfig(Strict):
     """Ray CPUs that one worker reserves."""
     gpus: float = Field(0, ge=0)
     """GPUs that one worker reserves; 0 trains on the CPU."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Order of the examples."""
 
 

@@ -1,0 +1,192 @@
+import json
+import math
+import multiprocessing
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.tiny import save_tiny
+from tests.training.test_examples import write_shards
+from zerogr_ray.config import TrainingConfig
+from zerogr_ray.errors import BuildError
+from zerogr_ray.models import load_format, load_model
+from zerogr_ray.training.checkpoints import finished_model, read_log
+from zerogr_ray.training.examples import ExampleStream
+from zerogr_ray.training.loop import learning_rate, train
+
+CFG = TrainingConfig(epochs=2, batch_examples=6, learning_rate=3e-3, checkpoint_seconds=1e-6, pack_tokens=128)
+UNEVEN = CFG.model_copy(update={"batch_examples": 5})
+"""Two workers get 3 and 2 examples of a step, and 2 and 1 of the last."""
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.fixture
+def source(tmp_path):
+    return save_tiny(tmp_path / "source")
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return write_shards(tmp_path / "shards", [10, 14])
+
+
+@pytest.fixture(autouse=True)
+def _write_at_every_step(monkeypatch):
+    monkeypatch.setattr("zerogr_ray.training.loop.WRITING_SHARE", math.inf)
+
+
+def run(source, shards, folder, cfg=CFG, stop_after=None, fingerprint="f", rank=0, world=1):
+    """One training; returns (result, weights by name, steps reported)."""
+    seen = []
+
+    def report(row):
+        seen.append(row)
+        if row["step"] == stop_after:
+            raise StoppedError
+
+    model = load_model(source, "float32", device="cpu")
+    stream = ExampleStream(shards, "Retrieve.", load_format(source), cfg, buffer_rows=8)
+    result = train(model, stream, cfg, folder, report, rank, world, fingerprint)
+    return result, {name: p.detach().clone() for name, p in model.named_parameters()}, seen
+
+
+def assert_same(weights, others, tolerance=1e-6):
+    assert weights.keys() == others.keys()
+    for name in weights:
+        torch.testing.assert_close(weights[name], others[name], rtol=tolerance, atol=tolerance)
+
+
+def test_loss_falls_and_each_step_is_reported(source, shards, tmp_path):
+    cfg = CFG.model_copy(update={"epochs": 12.0, "learning_rate": 1e-2})
+    result, _, seen = run(source, shards, tmp_path / "out", cfg)
+    assert [row["step"] for row in seen] == list(range(1, 49)) == [row["step"] for row in read_log(tmp_path / "out")]
+    assert seen[-1]["loss"] < 0.5 * seen[0]["loss"]
+    assert set(seen[0]) == {
+        "step",
+        "steps",
+        "epoch",
+        "loss",
+        "tokens_per_second",
+        "examples_per_second",
+        "learning_rate",
+    }
+    assert (result.steps, result.resumed_at, seen[-1]["epoch"]) == (48, 0, 12.0)
+
+
+def test_the_published_model_loads_and_is_what_was_trained(source, shards, tmp_path):
+    result, weights, _ = run(source, shards, tmp_path / "out")
+    assert result.model == tmp_path / "out" / "model" == finished_model(tmp_path / "out", "f")
+    assert finished_model(tmp_path / "out", "another") is None
+    assert {t.dtype for t in load_file(result.model / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((result.model / "config.json").read_text())["dtype"] == "bfloat16"
+    assert load_format(result.model).fingerprint == load_format(source).fingerprint
+    saved = {name: p.detach() for name, p in load_model(result.model, "float32", "cpu").named_parameters()}
+    assert_same(saved, {name: w.bfloat16().float() for name, w in weights.items()})
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["finished.json", "log.jsonl", "model"]
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(source, shards, tmp_path):
+    _, undisturbed, rows = run(source, shards, tmp_path / "whole")
+    for step in (1, 4, 6):  # more than once, in either epoch
+        with pytest.raises(StoppedError):
+            run(source, shards, tmp_path / "broken", stop_after=step)
+    result, resumed, _ = run(source, shards, tmp_path / "broken")
+    assert result.resumed_at == 6
+    assert_same(undisturbed, resumed)
+    losses = [(row["step"], pytest.approx(row["loss"])) for row in rows]
+    assert [(row["step"], row["loss"]) for row in read_log(tmp_path / "broken")] == losses
+
+
+def test_two_checkpoints_are_kept_and_the_older_serves_when_the_newer_is_broken(source, shards, tmp_path, caplog):
+    _, undisturbed, _ = run(source, shards, tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(StoppedError):
+        run(source, shards, out, stop_after=5)
+    assert sorted(p.name for p in out.glob("checkpoint-*")) == ["checkpoint-00000004", "checkpoint-00000005"]
+    broken = out / "checkpoint-00000005" / "optimizer.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    (out / ".writing-checkpoint-00000006").mkdir()
+    result, resumed, _ = run(source, shards, out)
+    assert result.resumed_at == 4
+    assert "optimizer.safetensors is" in caplog.text
+    assert_same(undisturbed, resumed)
+    assert not list(out.glob(".*"))
+
+
+def test_a_checkpoint_of_another_run_is_not_used(source, shards, tmp_path):
+    with pytest.raises(StoppedError):
+        run(source, shards, tmp_path / "out", stop_after=3, fingerprint="other")
+    assert run(source, shards, tmp_path / "out")[0].resumed_at == 0
+    assert [row["step"] for row in read_log(tmp_path / "out")] == list(range(1, 9))
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(source, shards, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with pytest.raises(StoppedError):
+        run(source, shards, out, stop_after=2)
+    monkeypatch.setattr("safetensors.torch.save_file", no_space)
+    with pytest.raises(BuildError, match=r"checkpoint of step 3 cannot be written.*No space left"):
+        run(source, shards, out)
+    monkeypatch.undo()
+    assert run(source, shards, out)[0].resumed_at == 2
+
+
+def no_space(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_diverged_step_stops_with_its_number_and_some_queries(source, shards, tmp_path, monkeypatch):
+    from zerogr_ray.training import loop
+
+    calls = []
+
+    def poisoned(model, pack):
+        calls.append(pack)
+        loss, labels = answer_loss(model, pack)
+        return (loss * math.nan if len(calls) > 4 else loss), labels
+
+    answer_loss = loop.answer_loss
+    monkeypatch.setattr(loop, "answer_loss", poisoned)
+    with pytest.raises(BuildError, match=r"loss of step \d is nan on examples such as 'q\d+'.*learning_rate"):
+        run(source, shards, tmp_path / "out")
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def worker(rank, source, shards, folder, address):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    _, weights, _ = run(source, shards, folder, UNEVEN, rank=rank, world=2)
+    save_file(weights, folder / f"rank{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_end_with_the_weights_of_one(source, shards, tmp_path):
+    _, alone, rows = run(source, shards, tmp_path / "one", UNEVEN)
+    context = multiprocessing.get_context("spawn")
+    out = tmp_path / "two"
+    out.mkdir()
+    address = f"file://{tmp_path / 'meet'}"
+    processes = [context.Process(target=worker, args=(rank, source, shards, out, address)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    for rank in range(2):
+        assert_same(alone, load_file(out / f"rank{rank}.safetensors"), tolerance=1e-4)
+    assert [row["loss"] for row in read_log(out)] == [pytest.approx(row["loss"], abs=1e-4) for row in rows]
+
+
+def test_the_rate_rises_in_a_line_and_falls_as_a_cosine_to_a_tenth():
+    cfg = TrainingConfig(learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate(step, 100, cfg) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    assert rates[54] == pytest.approx(0.55)
+    assert rates[-1] == pytest.approx(0.1)
+    assert learning_rate(1, 1, cfg) == pytest.approx(0.1)
