@@ -98,7 +98,7 @@ def load_model(folder: Path, dtype: DType = "auto", device: str = "auto") -> Pre
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
-    return model.to(place).eval()  # type: ignore[no-any-return]
+    return model.to(place).eval()
 
 
 def pick_device(device: str = "auto") -> str:

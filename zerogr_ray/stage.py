@@ -64,7 +64,7 @@ class ShardTask(Protocol):
 
 
 @contextmanager
-def progress(name: str, total: int, done: int = 0, unit: str = "docs", quiet: bool = False) -> Iterator[tqdm[Any]]:
+def progress(name: str, total: int | None, done: int = 0, unit: str = "docs", quiet: bool = False) -> Iterator[tqdm[Any]]:
     """One stage's progress bar, on standard error."""
     import sys
 

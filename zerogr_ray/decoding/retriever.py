@@ -99,8 +99,8 @@ class Retriever:
                 search.advance()
             return searches
         forward = TreeForward(self.model, trie)
-        for search, logits in zip(searches, forward.prompt(prompts), strict=True):
-            search.learn(0, logits)
+        for search, root_logits in zip(searches, forward.prompt(prompts), strict=True):
+            search.learn(0, root_logits)
         active = list(searches)
         while active:
             needed = [search.advance() for search in active]
@@ -110,9 +110,9 @@ class Retriever:
                 if not active:
                     break
                 forward.keep(going)
-            for search, nodes, logits in zip(active, needed, forward.wave(needed), strict=True):
-                for node, node_logits in zip(nodes, logits, strict=True):
-                    search.learn(node, node_logits)
+            for search, nodes, answers in zip(active, needed, forward.wave(needed), strict=True):
+                for node, logits in zip(nodes, answers, strict=True):
+                    search.learn(node, logits)
         return searches
 
     def _hits(self, search: Search, k: int) -> list[Hit]:

@@ -4,7 +4,8 @@
 2. NFKC, lower case; anything but letters, digits, and . _ - + # between them becomes a space.
 3. Drop articles, pronouns, prepositions, auxiliaries, and words said before.
 4. Keep the first `max_words` words and at most 96 characters.
-5. If nothing is left, do the same with the title, then with the text, then take the docno as it stands.
+5. If nothing is left, do the same with the title, the text, and the docno; a docno without a letter or digit is
+   taken as it stands.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def clean_docid(written: str, title: str, text: str, docno: str, max_words: int)
     for line in written.splitlines():
         if docid := _normal(_LABEL.sub("", line), max_words):
             return docid, "lm"
-    for other in (title, text[:2000]):
+    for other in (title, text[:2000], docno):
         if docid := _normal(other, max_words):
             return docid, "fallback"
     return docno, "fallback"

@@ -1,0 +1,57 @@
+"""Our hits and BM25's on the same queries of a test collection."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zerogr_ray.config import CorpusConfig, DecodeConfig
+from zerogr_ray.corpus.documents import read_documents
+from zerogr_ray.evaluation.baselines import bm25
+from zerogr_ray.evaluation.metrics import evaluate, mean
+from zerogr_ray.rows import Collection, Document, Run
+from zerogr_ray.stage import progress
+
+if TYPE_CHECKING:
+    from zerogr_ray.decoding.retriever import Retriever
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Runs and figures of one collection, by system."""
+
+    queries: int
+    runs: dict[str, Run]
+    per_query: dict[str, dict[str, dict[str, float]]]
+    figures: dict[str, dict[str, float]]
+    seconds: float
+    """Wall time of our searches."""
+
+
+def evaluate_index(
+    retriever: Retriever, collection: Collection, config: DecodeConfig, k: int = 100, baseline: bool = True,
+    quiet: bool = False,
+) -> Evaluation:
+    """Search every judged query of `collection`; `k` hits each. `baseline` adds BM25 over the collection's corpus."""
+    run: Run = {}
+    started = time.monotonic()
+    with progress("search", len(collection.queries), unit="queries", quiet=quiet) as bar:
+        for start in range(0, len(collection.queries), config.batch):
+            batch = collection.queries[start : start + config.batch]
+            own = str(retriever.bundle.manifest["instruction"])
+            asked = [query.instruction or own for query in batch]
+            for query, hits in zip(
+                batch, retriever.search_many([query.text for query in batch], k, asked, config), strict=True
+            ):
+                run[query.qid] = {hit.docno: hit.score for hit in hits}
+            bar.update(len(batch))
+    seconds = time.monotonic() - started
+    runs = {"zerogr": run}
+    if baseline:
+        rows = read_documents(collection.path, CorpusConfig().text_chars)
+        runs["bm25"] = bm25((row for row in rows if isinstance(row, Document)), collection.queries, k)
+    per_query = {name: evaluate(collection.qrels, found) for name, found in runs.items()}
+    return Evaluation(
+        len(collection.queries), runs, per_query, {name: mean(rows) for name, rows in per_query.items()}, seconds
+    )

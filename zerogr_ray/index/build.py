@@ -1,0 +1,193 @@
+"""From a corpus to an index folder: the list of stages, each of which finds what it has already done.
+
+    corpus ─┬─ docids ──┬─ pairs ── training ── index
+            └─ queries ─┘
+
+A stage's key is made of what it depends on, so a changed setting rebuilds what follows from it and no more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zerogr_ray.cluster import ray_cluster
+from zerogr_ray.config import IndexConfig
+from zerogr_ray.corpus.normalise import normalise
+from zerogr_ray.docids.generate import WriteDocIds
+from zerogr_ray.errors import BuildError, IndexRefused, InputError
+from zerogr_ray.generation.writer import Writer, engine_resources
+from zerogr_ray.index.bundle import FORMAT, open_index, write_index
+from zerogr_ray.models import find_model, fingerprint, load_format
+from zerogr_ray.queries.generate import WriteQueries
+from zerogr_ray.stage import Output, map_shards, progress
+from zerogr_ray.store import Folder, key_of
+from zerogr_ray.training.fit import NOT_RESULTS
+from zerogr_ray.training.pairs import write_pairs
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build did."""
+
+    index: str
+    documents: int
+    docids: int
+    rejected: int
+    rejects: str
+    """Where the rejected rows are; "" if there are none."""
+    unchanged: bool
+    """The index was there already and nothing it depends on has changed."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time of each stage that ran."""
+
+
+def build_index(
+    corpus: str, out: str | Path, config: IndexConfig | None = None, work: str | Path | None = None, quiet: bool = False
+) -> BuildReport:
+    """Build the index of `corpus` in the folder `out`; intermediate results stay in `work` (default: OUT.work).
+
+    Interrupted at any moment and called again, it goes on with what is missing. Called again with nothing changed it
+    does nothing. Raises InputError for a corpus that cannot be read, ModelError for a model that cannot be used,
+    BuildError where a stage fails.
+    """
+    cfg = config or IndexConfig()
+    if str(out).startswith("s3://"):
+        raise InputError(f"{out}: an index is written to a local folder for now; copy the finished folder to s3://")
+    target = Path(out).expanduser().absolute()
+    folder = Folder(Path(work).expanduser().absolute() if work else target.with_name(f"{target.name}.work"))
+    model, llm = find_model(cfg.model), find_model(cfg.llm.model)
+    prompt_format = load_format(model)
+    load_format(llm)
+    with _only_builder(Path(folder.path)):
+        clock = _Clock()
+        source, facts = clock.time("corpus", lambda: normalise(corpus, folder, cfg.corpus, quiet))
+        plan = _Plan.of(cfg, facts["fingerprint"], fingerprint(model), fingerprint(llm))
+        report = {"rejected": facts["rejected"], "rejects": facts["rejects"]}
+        if (manifest := _current(target, plan.index)) is not None:
+            return BuildReport(str(target), manifest["documents"], manifest["docids"], unchanged=True, **report)
+        docids, queries = Output.at(folder, "docids", plan.docids), Output.at(folder, "queries", plan.queries)
+        pairs, training = Output.at(folder, "pairs", plan.pairs), Output.at(folder, "training", plan.training)
+        with ray_cluster():
+            clock.time("docids + queries", lambda: _generate(cfg, source, facts, docids, queries, quiet))
+            clock.time("pairs", lambda: write_pairs(source, docids, queries, pairs, cfg.queries, facts["sizes"], quiet))
+            tuned = clock.time("training", lambda: _train(cfg, model, pairs, training, quiet))
+        manifest = clock.time("index", lambda: _publish(target, source, docids, tuned, prompt_format, cfg, plan, facts))
+    seconds = {name: round(spent, 1) for name, spent in clock.seconds.items()}
+    return BuildReport(str(target), manifest["documents"], manifest["docids"], unchanged=False, seconds=seconds, **report)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The key of every stage."""
+
+    docids: str
+    queries: str
+    pairs: str
+    training: str
+    index: str
+
+    @classmethod
+    def of(cls, cfg: IndexConfig, corpus: str, model: str, llm: str) -> _Plan:
+        docids = WriteDocIds(cfg.docids).key(corpus, llm)
+        queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, llm)
+        pairs = key_of("pairs", 1, docids, queries, cfg.queries.passages, cfg.queries.passage_words)
+        recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
+        training = key_of("training", 1, pairs, model, cfg.instruction, recipe)
+        return cls(docids, queries, pairs, training, key_of("index", FORMAT, training))
+
+
+def _current(target: Path, key: str) -> dict[str, Any] | None:
+    """The manifest of the index at `target` if it is whole and has this key."""
+    if not (target / "manifest.json").exists():
+        return None
+    try:
+        manifest = open_index(target).manifest
+    except IndexRefused:
+        return None  # damaged: it is published again from what the stages left
+    return manifest if manifest.get("key") == key else None
+
+
+def _generate(cfg: IndexConfig, source: Output, facts: dict[str, Any], docids: Output, queries: Output, quiet: bool) -> None:
+    """Docids and pseudo-queries, written by the same engines in one pass over the shards."""
+    tasks = [(WriteDocIds(cfg.docids), docids), (WriteQueries(cfg.queries, cfg.instruction, cfg.seed), queries)]
+    sizes: dict[str, int] = facts["sizes"]
+    map_shards(
+        source, tasks, Writer, {"llm": cfg.llm}, engine_resources(cfg.llm), cfg.llm.engines, sizes.__getitem__, quiet
+    )
+    for _, output in tasks:
+        if missing := sorted(set(sizes) - set(output.shards())):
+            raise BuildError(f"{output.folder} lacks {missing[0]}; run the same command again")
+        output.finish(facts["rows"])
+
+
+def _train(cfg: IndexConfig, model: Path, pairs: Output, training: Output, quiet: bool) -> Path:
+    from zerogr_ray.training.fit import fit
+
+    shards = [Path(pairs.folder.url_of(name)) for name in pairs.shards()]
+    with progress("training", None, unit="steps", quiet=quiet) as bar:
+
+        def show(state: dict[str, Any]) -> None:
+            bar.total = state["steps"]
+            bar.set_postfix_str(
+                f"loss {state['loss']:.2f}, {state['tokens_per_second']:.0f} tok/s, epoch {state['epoch']:.1f}", refresh=False
+            )
+            bar.update(state["step"] - bar.n)
+
+        return fit(model, shards, cfg.instruction, cfg.training, Path(training.folder.path), show)
+
+
+def _publish(
+    target: Path, source: Output, docids: Output, tuned: Path, prompt_format: Any, cfg: IndexConfig, plan: _Plan,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    docnos: list[str] = []
+    texts: list[str] = []
+    titles: list[str] = []
+    for shard in source.shards():
+        rows = docids.folder.read_table(shard)
+        docnos += rows["docno"].to_pylist()
+        texts += rows["docid"].to_pylist()
+        titles += source.folder.read_table(shard, ["title"])["title"].to_pylist()
+    tokens = prompt_format.docids(texts)
+    about = {
+        "key": plan.index,
+        "corpus": facts["fingerprint"],
+        "instruction": cfg.instruction,
+        "model": {"trained_from": cfg.model, "fingerprint": fingerprint(tuned)},
+        "prompt_format": prompt_format.fingerprint,
+    }
+    return write_index(target, docnos, texts, tokens, titles, prompt_format.end, tuned, about)
+
+
+class _Clock:
+    """Wall seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def time(self, name: str, work: Any) -> Any:
+        started = time.monotonic()
+        result = work()
+        self.seconds[name] = time.monotonic() - started
+        return result
+
+
+@contextmanager
+def _only_builder(work: Path) -> Iterator[None]:
+    """Hold the work folder's lock; the system gives it back when the process ends, however it ends."""
+    work.mkdir(parents=True, exist_ok=True)
+    handle = os.open(work / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BuildError(f"another build is at work in {work}; wait for it or give another --work folder") from None
+        yield
+    finally:
+        os.close(handle)
