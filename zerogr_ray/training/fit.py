@@ -1,0 +1,223 @@
+"""The training loop on Ray Train: workers, restarts and live progress. What is trained and how is loop.py's business.
+
+Checkpoints are the loop's own, in `folder`, which all workers must see. So a worker that dies costs what it did since
+the last checkpoint (Ray Train starts the group anew), and a driver that dies costs as much: call `fit` again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from zerogr_ray.config import TrainingConfig
+from zerogr_ray.errors import BuildError, ZeroGRError
+from zerogr_ray.models import fingerprint as model_fingerprint
+from zerogr_ray.training.checkpoints import finished_model
+
+MAX_FAILURES = 3
+"""Lost workers that one call survives."""
+
+NOT_RESULTS = {"pack_tokens", "checkpoint_seconds", "workers", "cpus", "gpus"}
+"""Settings that change how fast the training runs, not what comes out."""
+
+
+def fit(
+    model: Path,
+    shards: Sequence[Path],
+    instruction: str,
+    cfg: TrainingConfig,
+    folder: Path,
+    on_progress: Callable[[dict[str, Any]], None],
+) -> Path:
+    """Train `model` on `shards` and return `folder/model`; Ray must be initialised.
+
+    `on_progress` is called in this process with each step's report. A model that the same call has finished before is
+    returned at once. Raises BuildError with the worker's own words.
+    """
+    model, folder = model.resolve(), folder.resolve()  # Ray Train changes its workers' directory
+    shards = sorted(shard.resolve() for shard in shards)
+    fingerprint = training_fingerprint(model, shards, instruction, cfg)
+    if done := finished_model(folder, fingerprint):
+        return done
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = folder / "ray"
+    with _Progress(on_progress) as progress:
+        trainer = _quiet_trainer()(
+            _worker,
+            train_loop_config={
+                "model": model,
+                "shards": shards,
+                "instruction": instruction,
+                "cfg": cfg,
+                "folder": folder,
+                "fingerprint": fingerprint,
+                "progress": progress.actor,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=cfg.workers,
+                use_gpu=cfg.gpus > 0,
+                resources_per_worker={"CPU": cfg.cpus, **({"GPU": cfg.gpus} if cfg.gpus else {})},
+            ),
+            run_config=RunConfig(
+                name=f"train-{fingerprint}",
+                storage_path=str(storage),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            if not progress.last_word():
+                raise BuildError(f"training failed: {_reason(error)}") from error
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)  # Ray Train's own notes; ours are in the checkpoints
+        if refusal := progress.last_word():
+            raise BuildError(refusal)
+    if done := finished_model(folder, fingerprint):
+        return done
+    raise BuildError(f"training ended, but {folder / 'model'} is not there; all workers must see the same {folder}")
+
+
+def training_fingerprint(model: Path, shards: Sequence[Path], instruction: str, cfg: TrainingConfig) -> str:
+    """Changes with whatever changes the trained weights: base model, examples, instruction, settings."""
+    digest = hashlib.sha256(model_fingerprint(model).encode())
+    digest.update(json.dumps([instruction, cfg.model_dump(exclude=NOT_RESULTS)], sort_keys=True).encode())
+    for shard in shards:
+        digest.update(shard.name.encode())
+        with shard.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _worker(job: dict[str, Any]) -> None:
+    """What runs on each Ray Train worker."""
+    import ray
+    import ray.train
+    import ray.train.torch
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from zerogr_ray.models import load_format, load_model
+    from zerogr_ray.training.examples import ExampleStream
+    from zerogr_ray.training.loop import train
+
+    context, cfg, progress = ray.train.get_context(), job["cfg"], job["progress"]
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if ray.get(progress.refused.remote()):
+        return
+    transformers_logging.disable_progress_bar()  # a bar in a worker is noise on the driver's terminal
+    if cfg.gpus == 0:  # Ray allows one thread per reserved CPU; let this node's workers share all its cores
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    device = str(ray.train.torch.get_device()) if cfg.gpus else "cpu"
+
+    def report(row: dict[str, Any]) -> None:
+        if rank == 0:
+            progress.put.remote(row)
+
+    try:
+        model = load_model(job["model"], "float32", device)
+        stream = ExampleStream(job["shards"], job["instruction"], load_format(job["model"]), cfg)
+        train(model, stream, cfg, job["folder"], report, rank, world, job["fingerprint"])
+    except ZeroGRError as error:
+        # Another attempt would end the same way. Alone, end quietly so that Ray Train makes none; among others, fail:
+        # they wait for this rank, and the next attempt ends as soon as it sees the refusal.
+        ray.get(progress.refuse.remote(str(error)))
+        if world > 1:
+            raise
+
+
+class _Board:
+    """An actor on which rank 0 leaves its reports and the driver picks them up."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._refusal = ""
+
+    def put(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+
+    def take(self) -> list[dict[str, Any]]:
+        rows, self._rows = self._rows, []
+        return rows
+
+    def refuse(self, why: str) -> None:
+        self._refusal = self._refusal or why
+
+    def refused(self) -> str:
+        return self._refusal
+
+
+class _Progress:
+    """Carries reports from the workers to `on_progress`, in a thread of the driver, while the block runs."""
+
+    def __init__(self, on_progress: Callable[[dict[str, Any]], None]) -> None:
+        import ray
+
+        self.actor: Any = ray.remote(num_cpus=0)(_Board).remote()
+        self._on_progress = on_progress
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._carry, name="training-progress", daemon=True)
+
+    def __enter__(self) -> _Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        self._over.set()
+        self._thread.join()
+        ray.kill(self.actor)
+
+    def last_word(self) -> str:
+        """Why the training was refused; "" where it was not."""
+        import ray
+
+        return str(ray.get(self.actor.refused.remote()))
+
+    def _carry(self) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        over = False
+        while not over:
+            over = self._over.wait(0.2)  # once more after the end, for what is left
+            try:
+                rows = ray.get(self.actor.take.remote())
+            except RayError:
+                return  # Ray is going down; the training's own error is the one to see
+            for row in rows:
+                self._on_progress(row)
+
+
+def _quiet_trainer() -> Any:
+    """TorchTrainer without the callback that asks the dashboard every second whether the controller still lives.
+
+    Where Ray runs without its dashboard that callback only repeats "Failed to query Ray Train Controller actor state".
+    It would free the workers of a controller that died alone; without it they are freed when the driver ends.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class QuietTrainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+    return QuietTrainer
+
+
+def _reason(error: Exception) -> str:
+    """The worker's own message, without Ray's stack around it."""
+    failures = getattr(error, "worker_failures", None)
+    first = next(iter(failures.values()), error) if failures else error
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(first)
