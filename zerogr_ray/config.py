@@ -181,6 +181,8 @@ def make_config(
         target = values
         for table in tables:
             target = target.setdefault(table, {})
+            if not isinstance(target, dict):
+                raise InputError(f"{where}: {dotted!r} reaches into {table!r}, which is a value and not a table")
         target[key] = value
     try:
         return kind.model_validate(values)

@@ -28,7 +28,7 @@ def make_index(folder, docids):
     model = save_tiny(folder / "model")
     fmt = load_format(model)
     docnos = [f"d{i}" for i in range(len(docids))]
-    facts = {"instruction": INSTRUCTION, "prompt_format": fmt.fingerprint}
+    facts = {"instruction": INSTRUCTION, "prompt_format": fmt.fingerprint, "key": "tiny", "model": {"trained_from": "tiny"}}
     write_index(folder / "index", docnos, docids, fmt.docids(docids), docnos, fmt.end, model, facts)
     return folder / "index"
 
