@@ -93,10 +93,10 @@ class QueryConfig(Strict):
 class TrainingConfig(Strict):
     """Fine-tuning of the retriever: cross-entropy on the docid given instruction and query."""
 
-    epochs: float = Field(3, gt=0)
+    epochs: float = Field(1, gt=0)
     """Passes over all examples; a fraction stops within a pass."""
-    learning_rate: float = Field(1e-4, gt=0)
-    """Peak of the schedule: linear warm-up, cosine decay to a tenth."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak of the schedule: linear warm-up, cosine decay to a tenth. Suits 135M parameters; 1B wants some 5e-5."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the steps that warm up."""
     weight_decay: float = Field(0.0, ge=0)
@@ -105,7 +105,7 @@ class TrainingConfig(Strict):
     """Gradient norm above which gradients are scaled down."""
     pack_tokens: int = Field(768, ge=64)
     """Tokens of one packed forward pass: the shared prefix and as many examples behind it as fit."""
-    batch_examples: int = Field(32, ge=1)
+    batch_examples: int = Field(16, ge=1)
     """Examples per optimizer step, over all workers; packs are accumulated until it is reached."""
     query_tokens: int = Field(96, ge=4)
     """Tokens of a query that are kept."""

@@ -71,6 +71,8 @@ def fit(
                 storage_path=str(storage),
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 logging_config=LoggingConfig(log_level="ERROR"),
+                # Ray gives a process OMP_NUM_THREADS=1, which some kernels read before torch is told otherwise.
+                worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}} if not cfg.gpus else {},
             ),
         )
         try:
