@@ -54,7 +54,9 @@ def tiny(tmp_path_factory):
 def collection(tmp_path):
     folder = tmp_path / "collection"
     (folder / "qrels").mkdir(parents=True)
-    rows = [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(["red fox", "red hat", "json file", "web"])]
+    rows = [
+        {"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(["red fox", "red hat", "json file", "web"])
+    ]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "which fox is red"}\n{"_id": "q2", "text": "json"}\n')
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td0\t1\nq2\td2\t1\n")
@@ -114,6 +116,10 @@ def test_wrong_corpora_get_one_sentence(tmp_path, tiny):
     assert "txet" in complaint("index", tmp_path / "misspelt.jsonl", out, *models)
     assert "cut.jsonl.gz" in complaint("index", tmp_path / "cut.jsonl.gz", out, *models)
     assert not out.exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    (tmp_path / "good.jsonl").write_text('{"_id": "1", "text": "x"}\n')
+    assert "is not an index" in complaint("index", tmp_path / "good.jsonl", tmp_path / "mine", *models)
 
 
 def test_wrong_models_get_one_sentence(tmp_path, tiny):
@@ -121,7 +127,9 @@ def test_wrong_models_get_one_sentence(tmp_path, tiny):
     corpus.write_text('{"_id": "1", "text": "hello"}\n')
     broken = shutil.copytree(tiny, tmp_path / "no-tokenizer")
     (broken / "tokenizer.json").unlink()
-    assert "has no tokenizer" in complaint("index", corpus, tmp_path / "o", "--set", f"model={broken}", "--set", f"llm.model={tiny}")
+    assert "has no tokenizer" in complaint(
+        "index", corpus, tmp_path / "o", "--set", f"model={broken}", "--set", f"llm.model={tiny}"
+    )
     broken = shutil.copytree(tiny, tmp_path / "no-template")
     for file in (broken / "chat_template.jinja", broken / "tokenizer_config.json"):
         if file.exists():
@@ -129,7 +137,9 @@ def test_wrong_models_get_one_sentence(tmp_path, tiny):
             file.unlink()
             if text:
                 file.write_text(json.dumps({k: v for k, v in json.loads(text).items() if k != "chat_template"}))
-    assert "has no chat template" in complaint("index", corpus, tmp_path / "o", "--set", f"model={broken}", "--set", f"llm.model={tiny}")
+    assert "has no chat template" in complaint(
+        "index", corpus, tmp_path / "o", "--set", f"model={broken}", "--set", f"llm.model={tiny}"
+    )
     assert "no model folder" in complaint("index", corpus, tmp_path / "o", "--set", "model=./nothing")
 
 
@@ -139,12 +149,19 @@ def test_wrong_settings_get_one_sentence(tmp_path):
     assert "did you mean 'epochs'" in complaint("index", corpus, tmp_path / "o", "--set", "training.epoch=1")
     assert "NAME=VALUE" in complaint("index", corpus, tmp_path / "o", "--set", "training.epochs")
     assert "there is no run file" in complaint("index", corpus, tmp_path / "o", "--config", tmp_path / "no.toml")
+    assert "there is no run file" in complaint("index", corpus, tmp_path / "o", "--config", tmp_path)
+    assert "local folders for now" in complaint("index", corpus, "s3://bucket/o")
+    status, _, err = zerogr("search", "--no-such-option")
+    assert status == 2
+    assert "No such option" in err
 
 
 def test_wrong_searches_get_one_sentence(index, tmp_path):
     assert "k is 0" in complaint("search", index, "fox", "-k", "0")
     assert "the query is empty" in complaint("search", index, "")
     assert "does not exist" in complaint("search", tmp_path / "nothing", "fox")
+    assert "is a file" in complaint("search", index / "manifest.json", "fox")
+    assert "local folders for now" in complaint("search", "s3://bucket/index", "fox")
     broken = shutil.copytree(index, tmp_path / "broken")
     tokens = broken / "trie" / "tokens.npy"
     tokens.write_bytes(tokens.read_bytes()[:-1])
@@ -160,7 +177,10 @@ def test_a_very_long_query_works(index):
 def test_the_installed_command_refuses_with_status_2_and_no_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "zerogr_ray.cli", "search", tmp_path / "nothing", "fox"],
-        capture_output=True, text=True, timeout=240, check=False,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("zerogr: ")

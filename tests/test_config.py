@@ -49,7 +49,11 @@ def test_settings_are_frozen():
         DecodeConfig().draws = 5  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("file", [*sorted((ROOT / "pipelines").glob("*.toml")), ROOT / "zerogr_ray" / "demo" / "run.toml"], ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file",
+    [*sorted((ROOT / "pipelines").glob("*.toml")), ROOT / "zerogr_ray" / "demo" / "run.toml"],
+    ids=lambda f: f.stem,
+)
 def test_every_shipped_run_file_is_valid_and_says_what_it_is_for(file):
     read_config(file, IndexConfig)
     assert file.read_text().startswith("# ")

@@ -35,18 +35,43 @@ DOCUMENTS = {
 }
 
 SMALL = [
-    "--set", "corpus.shard_rows=3", "--set", "queries.per_document=2", "--set", "queries.max_new_tokens=12",
-    "--set", "docids.max_new_tokens=12", "--set", "training.epochs=4", "--set", "training.batch_examples=4",
-    "--set", "training.checkpoint_seconds=0.5", "--instruction", "Given a question, retrieve the page that answers it.",
+    "--set",
+    "corpus.shard_rows=3",
+    "--set",
+    "queries.per_document=2",
+    "--set",
+    "queries.max_new_tokens=12",
+    "--set",
+    "docids.max_new_tokens=12",
+    "--set",
+    "training.epochs=4",
+    "--set",
+    "training.batch_examples=4",
+    "--set",
+    "training.checkpoint_seconds=0.5",
+    "--instruction",
+    "Given a question, retrieve the page that answers it.",
 ]
 
 
 def start(folder, *more):
     """Begin `zerogr index` as a process of its own."""
-    command = [sys.executable, "-m", "zerogr_ray.cli", "index", folder / "corpus.jsonl", folder / "index", "--json", *SMALL, *more]
+    command = [
+        sys.executable,
+        "-m",
+        "zerogr_ray.cli",
+        "index",
+        folder / "corpus.jsonl",
+        folder / "index",
+        "--json",
+        *SMALL,
+        *more,
+    ]
     # On disk, so that a killed run says what it said.
     with (folder / "stderr.txt").open("a") as log:
-        return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        return subprocess.Popen(
+            [*map(str, command)], stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
 
 
 def finish(folder, *more):
@@ -124,8 +149,10 @@ def test_training_went_on_from_its_checkpoint_and_learned(built):
 
 
 def test_the_rejected_row_is_kept_with_its_reason(built):
-    folder, report = built
-    rows = [json.loads(line) for path in Path(report["rejects"]).glob("*.jsonl") for line in path.read_text().splitlines()]
+    _, report = built
+    rows = [
+        json.loads(line) for path in Path(report["rejects"]).glob("*.jsonl") for line in path.read_text().splitlines()
+    ]
     assert [(row["line"], row["row"]) for row in rows] == [(13, "not json")]
 
 

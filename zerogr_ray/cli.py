@@ -31,11 +31,11 @@ Draws = Annotated[int, typer.Option(help="K, docids drawn per query.")]
 @app.command()
 def index(
     corpus: Annotated[str, typer.Argument(help="jsonl, parquet, a folder of them, a BEIR or a MAIR folder.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    out: Annotated[str, typer.Argument(help="Folder of the index.")],
     instruction: Annotated[str | None, typer.Option(help="The retrieval task in natural language.")] = None,
     config: Annotated[Path | None, typer.Option(help="Run file (TOML); see pipelines/.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="One setting: training.epochs=2. May repeat.")] = None,
-    work: Annotated[Path | None, typer.Option(help="Folder of intermediate results (default: OUT.work).")] = None,
+    work: Annotated[str | None, typer.Option(help="Folder of intermediate results (default: OUT.work).")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -46,7 +46,9 @@ def index(
     Example: zerogr index docs.jsonl indexes/docs --instruction "Given a question, retrieve the page that answers it."
     """
     from zerogr_ray.index.build import build_index
+    from zerogr_ray.models import hush
 
+    hush()
     overrides = dict(_setting(text) for text in set_ or [])
     if instruction is not None:
         overrides["instruction"] = instruction
@@ -64,7 +66,7 @@ def index(
 
 @app.command()
 def search(
-    index: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    index: Annotated[str, typer.Argument(help="Folder of the index.")],
     query: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", help="Documents to return.")] = 10,
     instruction: Annotated[str | None, typer.Option(help="Instead of the index's own.")] = None,
@@ -87,7 +89,7 @@ def search(
 
 @app.command()
 def evaluate(
-    index: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    index: Annotated[str, typer.Argument(help="Folder of the index.")],
     dataset: Annotated[str, typer.Argument(help="A BEIR or MAIR folder with queries and judgements.")],
     split: Annotated[str, typer.Option(help="Which judgements: qrels/SPLIT.tsv.")] = "test",
     k: Annotated[int, typer.Option("-k", help="Documents per query.")] = 100,
@@ -111,18 +113,18 @@ def evaluate(
     retriever = _load(index)
     cfg = DecodeConfig(seed=seed, draws=_at_least_one(draws, "--draws"))
     result = evaluate_index(retriever, collection, cfg, k, bm25, quiet)
-    if run is not None:
-        write_run(str(run), result.runs["zerogr"], "zerogr")
     if as_json:
         about = {"dataset": collection.name, "split": split, "queries": result.queries, "seed": seed}
         _print_json({**about, **result.figures, "seconds": round(result.seconds, 1)})
-        return
-    print(table(result.figures))
+    else:
+        print(table(result.figures))
+    if run is not None:  # last, so that a path that cannot be written does not cost the figures
+        write_run(str(run), result.runs["zerogr"], "zerogr")
 
 
 @app.command()
 def inspect(
-    index: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    index: Annotated[str, typer.Argument(help="Folder of the index.")],
     samples: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 10,
     as_json: Json = False,
 ) -> None:
@@ -131,8 +133,9 @@ def inspect(
     Example: zerogr inspect indexes/docs
     """
     from zerogr_ray.index.inspect import inspect_index
+    from zerogr_ray.store import local_path
 
-    facts = inspect_index(index, samples)
+    facts = inspect_index(local_path(index), samples)
     if as_json:
         _print_json(facts)
         return
@@ -164,15 +167,12 @@ def demo(
     print(report.as_text())
 
 
-def _load(path: Path) -> Any:
+def _load(path: str) -> Any:
     """The retriever at `path`, with the libraries' own chatter off."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
-
     from zerogr_ray.decoding.retriever import Retriever
+    from zerogr_ray.models import hush
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hush()
     return Retriever.load(path)
 
 
@@ -202,17 +202,21 @@ def _print_json(value: Any) -> None:
 def main() -> None:
     """Entry point: errors that a user can act on become one sentence and exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
+    except SystemExit as end:
+        if end.code == 130:  # Ctrl-C
+            print("zerogr: interrupted; run the same command again to go on", file=sys.stderr)
+        raise
     except ZeroGRError as error:
-        print(f"zerogr: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("zerogr: interrupted; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        complaint = str(error)
+    except ModuleNotFoundError as error:
+        complaint = f"the package {error.name} is not installed; pip install 'zerogr-ray[cpu]' or 'zerogr-ray[gpu]'"
+    except OSError as error:  # a full disk, a folder that may not be written
+        complaint = str(error)
+    print(f"zerogr: {complaint}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from zerogr_ray.errors import InputError
+
 LOCAL_OBJECT_STORE = 1 << 30
 """Bytes. Shards travel by name, not through the object store, so that a small one is enough."""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -23,20 +30,22 @@ def ray_cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error
     else:
         ray.init(
-            num_cpus=max(4, os.cpu_count() or 4),
+            num_cpus=max(4, cores()),
             object_store_memory=LOCAL_OBJECT_STORE,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    for name in ("ray", "ray.data", "ray.train"):  # after init, which sets them
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ C = TypeVar("C", bound="Strict")
 class Strict(BaseModel):
     """A frozen settings model that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class CorpusConfig(Strict):
@@ -49,8 +49,8 @@ class LLMConfig(Strict):
     """Engine actors at most. Each holds one copy of the model."""
     cpus: float = Field(1, gt=0)
     """Ray CPUs that one engine reserves."""
-    gpus: float = Field(0, ge=0)
-    """GPUs that one engine reserves; 0 runs it on the CPU."""
+    gpus: float | None = Field(None, ge=0)
+    """GPUs that one engine reserves; unset, one where the cluster has any; 0 runs it on the CPU."""
 
 
 class DocIdConfig(Strict):
@@ -115,8 +115,8 @@ class TrainingConfig(Strict):
     """Ray Train workers."""
     cpus: float = Field(1, gt=0)
     """Ray CPUs that one worker reserves."""
-    gpus: float = Field(0, ge=0)
-    """GPUs that one worker reserves; 0 trains on the CPU."""
+    gpus: float | None = Field(None, ge=0)
+    """GPUs that one worker reserves; unset, one where the cluster has any; 0 trains on the CPU."""
     seed: int = Field(0, ge=0)
     """Order of the examples."""
 
@@ -165,7 +165,7 @@ def read_config(path: Path, kind: type[C], overrides: dict[str, Any] | None = No
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"there is no run file {path}; see pipelines/ for examples") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None

@@ -65,7 +65,9 @@ def checked(folder: Path) -> Path:
 def fingerprint(folder: Path) -> str:
     """sha256 over the names and contents of the files that decide what the model computes."""
     digest = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}):
+    for file in sorted(
+        p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".jinja", ".model", ".txt"}
+    ):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -102,7 +104,7 @@ def load_model(folder: Path, dtype: DType = "auto", device: str = "auto") -> Pre
 
 
 def pick_device(device: str = "auto") -> str:
-    """"cuda" where there is one, else "cpu"; any other `device` is returned as it is."""
+    """ "cuda" where there is one, else "cpu"; any other `device` is returned as it is."""
     import torch
 
     return device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,8 +118,16 @@ def pick_dtype(dtype: DType, device: str) -> torch.dtype:
         return torch.bfloat16 if dtype == "bfloat16" else torch.float32
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
+    native = torch.cpu._is_avx512_bf16_supported() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def hush() -> None:
+    """Keep the progress bars and notices of transformers off the terminal; errors are raised, not printed."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _packaged(name: str) -> Path:
@@ -184,9 +194,9 @@ def _from_object_store(url: str) -> Path:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(f"the model {name} could not be fetched from the Hugging Face hub: {error}") from error

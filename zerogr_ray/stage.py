@@ -64,7 +64,9 @@ class ShardTask(Protocol):
 
 
 @contextmanager
-def progress(name: str, total: int | None, done: int = 0, unit: str = "docs", quiet: bool = False) -> Iterator[tqdm[Any]]:
+def progress(
+    name: str, total: int | None, done: int = 0, unit: str = "docs", quiet: bool = False
+) -> Iterator[tqdm[Any]]:
     """One stage's progress bar, on standard error."""
     import sys
 
@@ -109,6 +111,8 @@ def map_shards(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.log_internal_stack_trace_to_stdout = False
+    context.raise_original_map_exception = True
+    context.issue_detectors_config.detectors = []  # they warn of a slow operator; a language model is one
     work = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
         worker,
         fn_constructor_args=(source, list(tasks)),
@@ -131,6 +135,7 @@ def map_shards(
 
 
 def _last_line(error: BaseException) -> str:
-    """What the worker said: Ray wraps it in the whole remote traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    """What the worker said, without the remote traceback that Ray wraps it in."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[-1] if lines else type(cause).__name__

@@ -9,9 +9,12 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from zerogr_ray.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -100,6 +103,13 @@ class Folder:
         """Remove the folder and all that is in it, if it is there."""
         if self.exists():
             self.fs.rm(self.path, recursive=True)
+
+
+def local_path(path: str | Path) -> Path:
+    """`path` as an absolute local path. Raises InputError for a URL."""
+    if "://" in str(path) or re.match(r"\w\w+:/", str(path)):  # Path("s3://b/x") has become "s3:/b/x"
+        raise InputError(f"{path}: indexes are local folders for now; copy the folder here, or from here to s3://")
+    return Path(path).expanduser().absolute()
 
 
 def key_of(*parts: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,19 +17,39 @@ from zerogr_ray.config import DecodeConfig
 from zerogr_ray.decoding.forward import TreeForward
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.decoding.schedule import temperatures
-from zerogr_ray.errors import InputError
+from zerogr_ray.errors import InputError, ModelError
 from zerogr_ray.index.bundle import write_index
 from zerogr_ray.models import load_format
 
 INSTRUCTION = "Given a query, retrieve documents."
-WORDS = "parse read write open json file red fox hat browser command line flags web".split()
+WORDS = [
+    "parse",
+    "read",
+    "write",
+    "open",
+    "json",
+    "file",
+    "red",
+    "fox",
+    "hat",
+    "browser",
+    "command",
+    "line",
+    "flags",
+    "web",
+]
 
 
 def make_index(folder, docids):
     model = save_tiny(folder / "model")
     fmt = load_format(model)
     docnos = [f"d{i}" for i in range(len(docids))]
-    facts = {"instruction": INSTRUCTION, "prompt_format": fmt.fingerprint, "key": "tiny", "model": {"trained_from": "tiny"}}
+    facts = {
+        "instruction": INSTRUCTION,
+        "prompt_format": fmt.fingerprint,
+        "key": "tiny",
+        "model": {"trained_from": "tiny"},
+    }
     write_index(folder / "index", docnos, docids, fmt.docids(docids), docnos, fmt.end, model, facts)
     return folder / "index"
 
@@ -102,7 +123,7 @@ def test_asking_for_more_documents_than_there_are_gives_each_once(retriever, doc
     assert sorted(hit.docno for hit in hits) == sorted(f"d{i}" for i in range(len(docids)))
     assert [hit.rank for hit in hits] == list(range(1, len(docids) + 1))
     assert all(hit.docid == docids[int(hit.docno[1:])] for hit in hits)
-    assert all(a.score > b.score for a, b in zip(hits, hits[1:], strict=False))
+    assert all(a.score > b.score for a, b in pairwise(hits))
 
 
 def test_documents_that_share_a_docid_come_from_one_draw(retriever):
@@ -113,9 +134,7 @@ def test_documents_that_share_a_docid_come_from_one_draw(retriever):
 
 
 def test_the_seed_decides_what_is_drawn_after_the_greedy_one(retriever):
-    one, again, other = (
-        [h.docno for h in retriever.search("fox", 30, config=DecodeConfig(seed=s))] for s in (1, 1, 2)
-    )
+    one, again, other = ([h.docno for h in retriever.search("fox", 30, config=DecodeConfig(seed=s))] for s in (1, 1, 2))
     assert one == again
     assert one != other
     assert one[0] == other[0]
@@ -128,7 +147,16 @@ def test_the_smallest_indexes_work(docids_, tmp_path):
 
 
 def test_queries_of_any_length_and_script_work(retriever):
-    for query in ("x" * 100_000, "word " * 20_000, "日本語の質問", "🦊🦊", "שלום עולם", "a\x00b\x1f", "<|im_end|>"):
+    for query in (
+        "x" * 100_000,
+        "word " * 20_000,
+        "日本語の質問",
+        "🦊🦊",
+        "שלום עולם",
+        "a\x00b\x1f",
+        "<|im_end|>",
+        "lone \ud800",
+    ):
         assert len(retriever.search(query, k=3)) == 3
 
 
@@ -147,11 +175,43 @@ def test_a_model_without_a_system_role_gets_the_instruction_with_the_query(retri
     fmt = retriever.format
     plain = fmt.tokenizer.chat_template
     try:
-        fmt.tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + plain
+        fmt.tokenizer.chat_template = (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + plain
+        )
         text = PromptFormat(fmt.tokenizer).render("Do this.", "fox")
     finally:
         fmt.tokenizer.chat_template = plain
     assert text == "<|im_start|>user\nDo this.\n\nfox<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_template_with_a_date_gives_the_same_prompt_on_every_day(retriever):
+    fmt = retriever.format
+    plain = fmt.tokenizer.chat_template
+    try:
+        fmt.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ date_string }}" + plain
+        text = PromptFormat(fmt.tokenizer).render("Do this.", "fox")
+    finally:
+        fmt.tokenizer.chat_template = plain
+    assert text.startswith("26 Jul 2024 26 Jul 2024<|im_start|>")
+
+
+def test_a_template_that_cannot_be_rendered_is_one_sentence(retriever):
+    fmt = retriever.format
+    plain = fmt.tokenizer.chat_template
+    try:
+        fmt.tokenizer.chat_template = "{% if %}"
+        with pytest.raises(ModelError, match="cannot be rendered"):
+            PromptFormat(fmt.tokenizer)
+    finally:
+        fmt.tokenizer.chat_template = plain
+
+
+def test_text_is_cut_by_tokens_whatever_its_script(retriever):
+    for text in ("🦊" * 96, "東京" * 90, "word " * 200, "x" * 5000):
+        short = retriever.format.shorten(text, 96)
+        assert len(retriever.format.tokens([short])[0]) <= 97
+        assert text.startswith(short.rstrip("\ufffd"))
+    assert retriever.format.shorten("short", 96) == "short"
 
 
 def test_importing_the_package_loads_neither_torch_nor_ray_nor_vllm():

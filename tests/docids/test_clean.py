@@ -20,6 +20,9 @@ from zerogr_ray.docids.statistics import docid_statistics
         ("C++ and C# are languages", "c++ c# languages"),
         ("ＦＵＬＬ width Ünïcode 東京", "full width ünïcode 東京"),
         ("one two three four five six seven eight nine", "one two three four five six seven eight"),
+        ("document-level relation extraction", "document-level relation extraction"),
+        ("हिन्दी भाषा สวัสดี ที่นี่", "हिन्दी भाषा สวัสดี ที่นี่"),
+        ("...x. -y", "x y"),
         ("of the and", "of the and"),  # nothing but stop words is still better than nothing
     ],
 )
@@ -29,15 +32,25 @@ def test_what_the_lm_wrote_becomes_a_few_words(written, docid):
 
 @pytest.mark.parametrize(
     ("title", "text", "docno", "docid"),
-    [("The Title", "text", "d1", "title"), ("", "Some text.", "d1", "some text" if "some" not in STOP_WORDS else "text"),
-     ("!!!", "…", "D-1", "d-1"), ("", "", "***", "***")],
+    [
+        ("The Title", "text", "d1", "title"),
+        ("", "Some text.", "d1", "some text" if "some" not in STOP_WORDS else "text"),
+        ("!!!", "…", "D-1", "d-1"),
+        ("", "", "***", "***"),
+    ],
 )
 def test_unusable_output_falls_back_to_title_text_and_docno(title, text, docno, docid):
     for written in ("", "\n \n", "...!?", "\x00\x01"):
         assert clean_docid(written, title, text, docno, 8) == (docid, "fallback")
 
 
-@given(st.text(max_size=300), st.text(max_size=30), st.text(max_size=60), st.text(min_size=1, max_size=20), st.integers(1, 12))
+@given(
+    st.text(max_size=300),
+    st.text(max_size=30),
+    st.text(max_size=60),
+    st.text(min_size=1, max_size=20),
+    st.integers(1, 12),
+)
 def test_every_document_ends_with_a_short_docid_in_lower_case(written, title, text, docno, words):
     docid, source = clean_docid(written, title, text, docno, words)
     assert docid

@@ -19,7 +19,13 @@ from zerogr_ray.generation.transformers_engine import TransformersEngine
 from zerogr_ray.models import find_model
 from zerogr_ray.queries.generate import WriteQueries
 
-TEXTS = ["The red fox hunts mice.", "json.dumps makes a JSON string of a dict.", "Tides follow the Moon.", "短い文書", "A. " * 300]
+TEXTS = [
+    "The red fox hunts mice.",
+    "json.dumps makes a JSON string of a dict.",
+    "Tides follow the Moon.",
+    "短い文書",
+    "A. " * 300,
+]
 DOCUMENTS = pa.table({"docno": [f"d{i}" for i in range(5)], "title": ["Fox", "", "Tides", "", "Long"], "text": TEXTS})
 
 WRITE = """
@@ -94,8 +100,12 @@ def test_vllm_and_transformers_write_the_same_docids():
     rows = {}
     for name in ("transformers", "vllm"):
         done = subprocess.run(
-            [sys.executable, "-c", WRITE, name, DEFAULT_MODEL], capture_output=True, text=True, timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "2"}, check=False,
+            [sys.executable, "-c", WRITE, name, DEFAULT_MODEL],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "2"},
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         rows[name] = json.loads(done.stdout.splitlines()[-1])

@@ -8,9 +8,10 @@ import shutil
 import pytest
 
 from tests.decoding.test_retriever import make_index
+from tests.tiny import save_tiny
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.errors import BuildError, IndexRefused
-from zerogr_ray.index.bundle import open_index, read_manifest, write_index
+from zerogr_ray.index.bundle import check_target, open_index, read_manifest, write_index
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +53,31 @@ def test_a_folder_that_is_no_index_is_refused_with_the_next_command(tmp_path):
         open_index(tmp_path)
 
 
-def test_another_format_and_a_damaged_manifest_are_refused(copy):
+def test_an_edited_or_damaged_manifest_is_refused(copy):
     manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(IndexRefused, match="format 99"):
-        open_index(copy)
-    (copy / "manifest.json").write_text("{")
-    with pytest.raises(IndexRefused, match="damaged"):
+    edits = {"format": 99, "instruction": "Find something else.", "documents": 5, "prompt_format": "another"}
+    for name, value in edits.items():
+        (copy / "manifest.json").write_text(json.dumps({**manifest, name: value}))
+        with pytest.raises(IndexRefused, match="format 99" if name == "format" else "manifest.json was changed"):
+            open_index(copy)
+    for text in ("{", "[]", "null", ""):
+        (copy / "manifest.json").write_text(text)
+        with pytest.raises(IndexRefused, match=r"damaged|format None"):
+            open_index(copy)
+
+
+def test_a_file_that_does_not_belong_to_the_index_is_refused(copy):
+    (copy / "model" / "adapter_config.json").write_text("{}")
+    with pytest.raises(IndexRefused, match=r"adapter_config.json does not belong"):
         open_index(copy)
 
 
-def test_an_index_whose_tokenizer_counts_otherwise_is_refused(copy):
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "prompt_format": "of another model"}))
+def test_an_index_whose_tokenizer_counts_otherwise_is_refused(tmp_path):
+    model = save_tiny(tmp_path / "model")
+    facts = {"instruction": "i", "prompt_format": "of another model"}
+    write_index(tmp_path / "index", ["d"], ["red"], [[5]], [""], 2, model, facts)
     with pytest.raises(IndexRefused, match="prompt format"):
-        Retriever.load(copy, device="cpu")
+        Retriever.load(tmp_path / "index", device="cpu")
 
 
 def test_a_failed_build_leaves_nothing_and_the_old_index_in_place(copy):
@@ -91,3 +102,10 @@ def test_a_folder_with_other_things_in_it_is_never_overwritten(tmp_path, index):
     with pytest.raises(BuildError, match="is not an index"):
         write_index(tmp_path, ["d"], ["x"], [[5]], [""], 2, index / "model", {})
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(copy):
+    left = copy.with_name(".copy-building-abc")
+    shutil.copytree(copy, left)
+    check_target(copy)
+    assert not left.exists()

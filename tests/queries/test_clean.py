@@ -18,6 +18,8 @@ from zerogr_ray.queries.generate import stand_ins
         ("\n- Search query 1: sort a list", "sort a list"),
         ("a\tb\x00c", "a b c"),
         ("東京の天気", "東京の天気"),
+        ("Q-learning convergence", "Q-learning convergence"),
+        ("Q: what is it", "what is it"),
         ("...\n???", ""),
         ("", ""),
         ("one two three four", "one two three"),

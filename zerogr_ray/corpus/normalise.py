@@ -25,12 +25,13 @@ def normalise(corpus: str, work: Folder, cfg: CorpusConfig, quiet: bool = False)
     output = Output.at(work, "corpus", key_of("corpus", 1, source_stamp(corpus), cfg.model_dump()))
     if (manifest := output.done()) is not None:
         return output, manifest
-    digest, sizes, rejected = hashlib.sha256(), {}, 0
+    digest, rejected = hashlib.sha256(), 0
+    sizes: dict[str, int] = {}
     first_reason, rejects = "", Rejects(work / "rejected", output.folder.path.rsplit("/", 1)[-1])
     shard: list[Document] = []
 
     def commit() -> None:
-        name = f"part-{len(sizes):05d}.parquet"
+        name = f"part-{len(sizes):06d}.parquet"
         sizes[name] = len(shard)
         output.folder.write_table(name, _table(shard))
         shard.clear()

@@ -54,7 +54,8 @@ class TreeForward:
     def wave(self, needed: Sequence[Sequence[int]]) -> list[list[NDArray[np.float32]]]:
         """Forward the nodes in needed[b] for each query b, with what is missing of their paths.
 
-        A node is asked for before any node below it, and once. Returns, for each query and node, the logits of the node's children, shape (children,).
+        A node is asked for before any node below it, and once. Returns, for each query and node, the logits of the
+        node's children, shape (children,).
         """
         new = [self._missing(b, nodes) for b, nodes in enumerate(needed)]
         past, width = self._visible.shape[1], max(map(len, new))
@@ -80,6 +81,7 @@ class TreeForward:
         self.tokens_forwarded += sum(map(len, new))
         self._visible = np.pad(self._visible, ((0, 0), (0, width)))
         wanted = [(b, columns[node][-1] - past, node) for b, columns in enumerate(self._columns) for node in needed[b]]
+        assert all(column >= 0 for _, column, _ in wanted), "a node was asked for after it had been forwarded"
         logits = iter(self._children(out.logits, wanted))
         return [[next(logits) for _ in nodes] for nodes in needed]
 

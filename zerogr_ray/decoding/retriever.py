@@ -14,6 +14,7 @@ from zerogr_ray.errors import IndexRefused, InputError
 from zerogr_ray.index.bundle import Bundle, open_index
 from zerogr_ray.models import DType, load_format, load_model
 from zerogr_ray.rows import Hit
+from zerogr_ray.store import local_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +35,7 @@ class Retriever:
 
         Raises IndexRefused where a file is missing or damaged, or the tokenizer is not the one it was built with.
         """
-        bundle = open_index(Path(path))
+        bundle = open_index(local_path(path))
         prompt_format = load_format(bundle.model)
         built_with = bundle.manifest["prompt_format"]
         if prompt_format.fingerprint != built_with:
@@ -57,7 +58,7 @@ class Retriever:
         instruction: str | Sequence[str] | None = None,
         config: DecodeConfig | None = None,
     ) -> list[list[Hit]]:
-        """Hits for each query. `instruction` is one for all, one for each, or None for the one the index was built with.
+        """Hits for each query. `instruction` is one for all, one for each, or None for the one of the index.
 
         Raises InputError for k < 1 and for an empty query.
         """
@@ -94,7 +95,7 @@ class Retriever:
         k = min(k, trie.documents)
         T_K = temperatures(cfg, max(k, cfg.draws))
         searches = [Search(trie, T_K, cfg.seed, k) for _ in prompts]
-        if trie.children(0)[1] - trie.children(0)[0] == 1 and trie.leaves == 1:
+        if trie.leaves == 1:
             for search in searches:  # one docid: there is nothing to ask the LM
                 search.advance()
             return searches

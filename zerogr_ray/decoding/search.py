@@ -9,7 +9,8 @@ drawing one after the other gives.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,20 +38,19 @@ class Node:
     """(children,) the same with -inf where a child was removed."""
     log_total: float
     """log sum exp of `logits`."""
-    noise: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-    """draw -> (children,) Gumbel noise, kept because draws are replayed."""
 
 
 class Search:
     """Draws without repetition in mode `reference`: removal renormalises at each node over what survives."""
 
     def __init__(self, trie: Trie, temperatures: NDArray[np.float64], seed: int, documents: int) -> None:
-        """Draw until `documents` documents are found, the K = len(temperatures) draws are used up, or nothing is left."""
+        """Draw until `documents` documents are found, K = len(temperatures) draws are made, or nothing is left."""
         self.trie, self.temperatures, self.seed, self.wanted = trie, temperatures, seed, documents
         self.found: list[Drawn] = []
         self.waves = 0
         self._found_documents = 0
         self._nodes: dict[int, Node] = {}
+        self._noise: dict[int, dict[int, NDArray[np.float64]]] = {}  # draw -> node -> noise, until the draw counts
         self._alive: dict[int, int] = {}  # children left, for nodes that have lost some
         self._dead: set[int] = set()
 
@@ -67,7 +67,7 @@ class Search:
         self._nodes[node] = Node(logits, logits.copy(), log_total)
 
     def advance(self) -> list[int]:
-        """Draw as far as the known nodes allow. Returns the nodes to learn before the next call; empty when finished."""
+        """Draw as far as the known nodes allow. Returns the nodes to learn before the next call; none when finished."""
         needed: dict[int, None] = {}
         undo: list[int] = []
         ahead = 0  # documents that draws after the first blocked one will bring, at least
@@ -83,6 +83,7 @@ class Search:
                 ahead += len(self.trie.documents_of(leaf))
             else:
                 self._remove(path)
+                self._noise.pop(draw, None)
                 self.found.append(Drawn(leaf, draw, self._logprob(path)))
                 self._found_documents += len(self.trie.documents_of(leaf))
         self._restore(undo)
@@ -106,9 +107,10 @@ class Search:
             if T == 0.0 or self._alive.get(node) == 1:
                 path.append(first + int(known.surviving.argmax()))
                 continue
-            noise = known.noise.get(draw)
+            kept = self._noise.setdefault(draw, {})
+            noise = kept.get(node)
             if noise is None:
-                noise = known.noise[draw] = gumbel(self.seed, draw, first, last)
+                noise = kept[node] = gumbel(self.seed, draw, first, last)
             path.append(first + int((known.surviving / T + noise).argmax()))
 
     def _remove(self, path: list[int]) -> list[int]:
@@ -141,7 +143,7 @@ class Search:
 
     def _logprob(self, path: list[int]) -> float:
         total = 0.0
-        for parent, child in zip(path, path[1:], strict=False):
+        for parent, child in pairwise(path):
             first, last = self.trie.children(parent)
             if last - first > 1:
                 node = self._nodes[parent]

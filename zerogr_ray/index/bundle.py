@@ -51,8 +51,14 @@ class Bundle:
 
 
 def write_index(
-    out: Path, docnos: Sequence[str], docids: Sequence[str], tokens: Sequence[Sequence[int]], titles: Sequence[str],
-    end: int, model: Path, facts: dict[str, Any],
+    out: Path,
+    docnos: Sequence[str],
+    docids: Sequence[str],
+    tokens: Sequence[Sequence[int]],
+    titles: Sequence[str],
+    end: int,
+    model: Path,
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Build the index of these documents and publish it as `out`, replacing an index that is there.
 
@@ -71,7 +77,10 @@ def write_index(
         shutil.copytree(model, folder / "model")
         counts = {"documents": trie.documents, "docids": trie.leaves, "nodes": trie.nodes}
         manifest = {"format": FORMAT, **counts, **facts, "files": _describe(folder)}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        manifest["sha256"] = _digest(manifest)
+        (folder / "manifest.json").write_text(
+            json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return manifest
 
 
@@ -82,12 +91,22 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         what = "is not an index (it has no manifest.json)" if path.exists() else "does not exist"
         raise IndexRefused(f"{path} {what}; build one: zerogr index CORPUS {path}") from None
+    except NotADirectoryError:
+        raise IndexRefused(f"{path} is a file, not an index folder; build one: zerogr index CORPUS OUT") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise IndexRefused(f"{path}/manifest.json is damaged ({error}); build the index again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("format") != FORMAT
+        or not isinstance(manifest.get("files"), dict)
+    ):
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise IndexRefused(
             f"{path} has index format {found}, this version reads format {FORMAT}; build the index again"
+        )
+    if manifest.get("sha256") != _digest(manifest):
+        raise IndexRefused(
+            f"{path}/manifest.json was changed after the index was written; build or copy the index again"
         )
     return manifest
 
@@ -103,6 +122,9 @@ def open_index(path: Path) -> Bundle:
             raise IndexRefused(f"{file} has {size} bytes instead of {expected['size']}; build or copy the index again")
         if _sha256(file) != expected["sha256"]:
             raise IndexRefused(f"{file} was changed after the index was written; build or copy the index again")
+    present = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {"manifest.json"}
+    if extra := sorted(present - set(manifest["files"])):
+        raise IndexRefused(f"{path / extra[0]} does not belong to the index; remove it")
     needed = ["documents.arrow", *(f"trie/{name}.npy" for name in ARRAYS)]
     if lost := [name for name in needed if name not in manifest["files"]]:
         raise IndexRefused(f"{path}/manifest.json does not list {lost[0]}; build the index again")
@@ -110,16 +132,25 @@ def open_index(path: Path) -> Bundle:
     documents = pa.ipc.open_file(pa.memory_map(str(path / "documents.arrow"))).read_all()
     trie = Trie(**arrays)
     if documents.num_rows != trie.documents:
-        raise IndexRefused(f"{path} holds {documents.num_rows} documents but {trie.documents} in its trie; build it again")
+        raise IndexRefused(
+            f"{path} holds {documents.num_rows} documents but {trie.documents} in its trie; build it again"
+        )
     return Bundle(path, manifest, trie, documents)
+
+
+def check_target(out: Path) -> None:
+    """Refuse a path where something else than an index is; remove what a killed build left beside it."""
+    if out.exists() and not (out / "manifest.json").exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise BuildError(f"{out} exists and is not an index; give another path or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{out.name}-building-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
 def _publishing(out: Path) -> Iterator[Path]:
     """A folder to build in; it becomes `out` in one step when the block ends well and vanishes when it does not."""
-    if out.exists() and not (out / "manifest.json").exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise BuildError(f"{out} exists and is not an index; give another path or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_target(out)
     building = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-building-"))
     building.chmod(0o755)
     try:
@@ -161,6 +192,12 @@ def _flush(path: Path) -> None:
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(f.relative_to(folder)): {"size": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """sha256 of what the manifest says, its own digest left out."""
+    said = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:

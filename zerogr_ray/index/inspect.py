@@ -18,7 +18,7 @@ def inspect_index(path: Path, samples: int = 10) -> dict[str, Any]:
     bundle = open_index(path)
     manifest, documents = bundle.manifest, bundle.documents
     lengths = pc.list_value_length(documents["tokens"]).to_numpy()
-    statistics = docid_statistics(documents["docid"].to_pylist(), lengths, leaf_depths(bundle.trie))
+    statistics = docid_statistics(documents["docid"].to_pylist(), lengths.tolist(), leaf_depths(bundle.trie).tolist())
     rows = np.unique(np.linspace(0, documents.num_rows - 1, min(samples, documents.num_rows)).astype(int))
     sizes = {"trie": 0, "documents.arrow": 0, "model": 0}
     for name, file in manifest["files"].items():

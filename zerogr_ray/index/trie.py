@@ -102,8 +102,7 @@ class Trie:
     @property
     def leaves(self) -> int:
         """Number of distinct docids."""
-        internal = int(np.count_nonzero(self.first_child[1:] > self.first_child[:-1]))
-        return self.nodes - internal
+        return self.nodes - int(self.internal[-1])
 
     @property
     def documents(self) -> int:
@@ -143,5 +142,7 @@ class Trie:
 
 def _internal_before(first_child: Ints) -> NDArray[np.uint64]:
     """Internal nodes before node 0, 512, 1024, …"""
-    counted = np.add.reduceat(first_child[1:] > first_child[:-1], np.arange(0, len(first_child) - 1, BLOCK), dtype=np.int64)
+    counted = np.add.reduceat(
+        first_child[1:] > first_child[:-1], np.arange(0, len(first_child) - 1, BLOCK), dtype=np.int64
+    )
     return np.concatenate([[0], np.cumsum(counted)]).astype(np.uint64)

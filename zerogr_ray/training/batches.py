@@ -7,7 +7,6 @@ All prompts of a task start alike (chat template, instruction), so the shared pa
 Each example sees the prefix and itself, never its neighbours, at the positions it would have alone. Loss and
 gradients are those of the examples run one by one.
 """
-# ruff: noqa: N815 - arrays carry their shape in their name
 
 from __future__ import annotations
 

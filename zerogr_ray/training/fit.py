@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from zerogr_ray.cluster import cores
 from zerogr_ray.config import TrainingConfig
 from zerogr_ray.errors import BuildError, ZeroGRError
 from zerogr_ray.models import fingerprint as model_fingerprint
@@ -63,7 +63,7 @@ def fit(
             },
             scaling_config=ScalingConfig(
                 num_workers=cfg.workers,
-                use_gpu=cfg.gpus > 0,
+                use_gpu=bool(cfg.gpus),
                 resources_per_worker={"CPU": cfg.cpus, **({"GPU": cfg.gpus} if cfg.gpus else {})},
             ),
             run_config=RunConfig(
@@ -72,7 +72,7 @@ def fit(
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 logging_config=LoggingConfig(log_level="ERROR"),
                 # Ray gives a process OMP_NUM_THREADS=1, which some kernels read before torch is told otherwise.
-                worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}} if not cfg.gpus else {},
+                worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cores())}} if not cfg.gpus else {},
             ),
         )
         try:
@@ -117,8 +117,8 @@ def _worker(job: dict[str, Any]) -> None:
     if ray.get(progress.refused.remote()):
         return
     transformers_logging.disable_progress_bar()  # a bar in a worker is noise on the driver's terminal
-    if cfg.gpus == 0:  # Ray allows one thread per reserved CPU; let this node's workers share all its cores
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    if not cfg.gpus:  # Ray allows one thread per reserved CPU; let this node's workers share all its cores
+        torch.set_num_threads(max(1, cores() // context.get_local_world_size()))
     device = str(ray.train.torch.get_device()) if cfg.gpus else "cpu"
 
     def report(row: dict[str, Any]) -> None:
