@@ -25,6 +25,7 @@ def ray_cluster() -> Iterator[None]:
     Ray must not count less than 4 CPUs on a small machine: Ray Train's controller and worker, an engine and a
     reader are four actors, and Ray waits for ever rather than sharing a core between them.
     """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ notices would run through our progress bars
     import ray
 
     if ray.is_initialized():

@@ -28,8 +28,8 @@ class CorpusConfig(Strict):
 
     text_chars: int = Field(20_000, ge=1)
     """Characters of a document's text that are kept. Generation reads far less; this bounds memory and disk."""
-    shard_rows: int = Field(256, ge=1)
-    """Documents per shard. A shard is what a lost worker has to do again."""
+    shard_rows: int = Field(64, ge=1)
+    """Documents per shard. A shard is what a lost worker has to do again, and what a worker commits at once."""
 
 
 class LLMConfig(Strict):

@@ -55,7 +55,7 @@ def expected(rows, text_chars):
     return list(documents.values()), rejected
 
 
-anything = st.text(st.characters(), max_size=30)
+anything = st.text(st.characters(codec="utf-8"), max_size=30)
 with_surrogates = st.text(st.characters() | st.characters(categories=["Cs"]), max_size=30)
 
 
