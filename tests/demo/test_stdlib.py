@@ -11,10 +11,11 @@ import pytest
 
 from zerogr_ray.demo.collection import write_stdlib_collection
 from zerogr_ray.demo.queries import stdlib_queries
+from zerogr_ray.demo.run import DOCUMENTS
 from zerogr_ray.demo.stdlib import stdlib_documents
 from zerogr_ray.errors import InputError
 
-SMALLEST = 160
+SMALLEST = DOCUMENTS
 
 
 @pytest.fixture(scope="module")
