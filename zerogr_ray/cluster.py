@@ -45,8 +45,7 @@ def ray_cluster() -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    for name in ("ray", "ray.data", "ray.train"):  # after init, which sets them
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # after init, which sets it
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ same folder, where what is done is found again; other settings lead to another. 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,6 +108,7 @@ def map_shards(
     if not missing:
         return
     missing.sort(key=lambda item: (item["shard"], item["task"]))  # both outputs of a shard from one reading
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing ray.data sets it; its notices are not news
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -13,7 +13,7 @@ from zerogr_ray.corpus.collections import read_collection
 from zerogr_ray.demo.collection import INSTRUCTION, write_stdlib_collection
 from zerogr_ray.rows import Hit
 
-DOCUMENTS = 144
+DOCUMENTS = 120
 """Sized so that two CPU cores finish in ten minutes."""
 
 SAMPLES = ("turn a dict into a JSON string", "run a command and capture its output", "pick a random item from a list")
