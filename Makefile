@@ -14,10 +14,10 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not ray and not vllm and not slow and not gpu"
+	$(BIN)/pytest -m "not model and not ray and not vllm and not slow and not gpu"
 
 test: check
-	$(BIN)/pytest -m "(ray or vllm or slow) and not gpu" --durations=10
+	$(BIN)/pytest -m "(model or ray or vllm or slow) and not gpu" --durations=10
 
 .venv/ready: pyproject.toml infra/setup.sh
 	@PYTHON="$(PYTHON)" infra/setup.sh

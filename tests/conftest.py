@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from hypothesis import settings
@@ -18,3 +19,12 @@ os.environ.pop("RAY_ADDRESS", None)
 # The same examples in every run: a test that depends on luck is a bug.
 settings.register_profile("zerogr", derandomize=True, deadline=None)
 settings.load_profile("zerogr")
+
+
+def pytest_ignore_collect(collection_path: Path, config) -> bool | None:
+    """A run without models or Ray does not even import the files whose every test needs them: torch takes seconds."""
+    if not collection_path.name.startswith("test_"):
+        return None
+    own = re.search(r"^pytestmark = (.*)$", collection_path.read_text(), re.MULTILINE)
+    marks = re.findall(r"pytest\.mark\.(\w+)", own[1]) if own else []
+    return True if any(f"not {mark}" in config.getoption("-m") for mark in marks if mark != "timeout") else None

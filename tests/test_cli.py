@@ -17,6 +17,8 @@ from tests.decoding.test_retriever import make_index
 from tests.tiny import save_tiny
 from zerogr_ray.cli import main
 
+pytestmark = pytest.mark.model
+
 
 def zerogr(*arguments):
     """Run the command in this process; returns (status, stdout, stderr)."""

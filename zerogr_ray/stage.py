@@ -137,7 +137,8 @@ def map_shards(
 
 
 def _last_line(error: BaseException) -> str:
-    """What the worker said, without the remote traceback that Ray wraps it in."""
+    """What the worker said, without the remote traceback and the advice that Ray adds."""
     cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    words = str(cause).partition("\nFailed to apply UDF")[0]
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
     return lines[-1] if lines else type(cause).__name__

@@ -21,6 +21,8 @@ from zerogr_ray.errors import InputError, ModelError
 from zerogr_ray.index.bundle import write_index
 from zerogr_ray.models import load_format
 
+pytestmark = pytest.mark.model
+
 INSTRUCTION = "Given a query, retrieve documents."
 WORDS = [
     "parse",

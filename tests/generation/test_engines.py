@@ -19,6 +19,8 @@ from zerogr_ray.generation.transformers_engine import TransformersEngine
 from zerogr_ray.models import find_model
 from zerogr_ray.queries.generate import WriteQueries
 
+pytestmark = pytest.mark.model
+
 TEXTS = [
     "The red fox hunts mice.",
     "json.dumps makes a JSON string of a dict.",

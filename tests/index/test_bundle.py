@@ -13,6 +13,8 @@ from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.index.bundle import check_target, open_index, read_manifest, write_index
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):

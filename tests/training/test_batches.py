@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -6,6 +7,8 @@ from tests.tiny import tiny_model
 from zerogr_ray.training.batches import Pack, common_prefix, pack
 from zerogr_ray.training.examples import Example
 from zerogr_ray.training.losses import answer_loss
+
+pytestmark = pytest.mark.model
 
 VOCAB = 11
 tokens = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9)

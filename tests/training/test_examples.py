@@ -12,6 +12,8 @@ from zerogr_ray.config import TrainingConfig
 from zerogr_ray.errors import BuildError
 from zerogr_ray.training.examples import ExampleStream
 
+pytestmark = pytest.mark.model
+
 FMT = PromptFormat(tiny_tokenizer())
 
 

@@ -15,6 +15,8 @@ from zerogr_ray.training.checkpoints import finished_model, read_log
 from zerogr_ray.training.examples import ExampleStream
 from zerogr_ray.training.loop import learning_rate, train
 
+pytestmark = pytest.mark.model
+
 CFG = TrainingConfig(epochs=2, batch_examples=6, learning_rate=3e-3, checkpoint_seconds=1e-6, pack_tokens=128)
 UNEVEN = CFG.model_copy(update={"batch_examples": 5})
 """Two workers get 3 and 2 examples of a step, and 2 and 1 of the last."""
