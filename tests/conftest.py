@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from hypothesis import settings
@@ -19,6 +20,12 @@ os.environ.pop("RAY_ADDRESS", None)
 # The same examples in every run: a test that depends on luck is a bug.
 settings.register_profile("zerogr", derandomize=True, deadline=None)
 settings.load_profile("zerogr")
+
+
+def pytest_collection_finish() -> None:
+    """Matrices this small are not worth a second thread; on a busy machine threads would wait for each other."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def pytest_ignore_collect(collection_path: Path, config) -> bool | None:

@@ -77,8 +77,19 @@ def test_search_speaks_json(index):
     status, out, _ = zerogr("search", index, "fox", "--json")
     hits = json.loads(out)["hits"]
     assert status == 0
-    assert list(hits[0]) == ["docno", "docid", "rank", "score", "draw", "temperature", "logprob"]
+    assert list(hits[0])[:7] == ["docno", "docid", "rank", "score", "draw", "temperature", "logprob"]
     assert len(hits) == 4
+
+
+def test_a_search_takes_the_settings_of_the_decoder(index):
+    status, out, _ = zerogr("search", index, "fox", "--json", "--set", "mode=exhaustive")
+    hits = json.loads(out)["hits"]
+    assert status == 0
+    assert all(hit["score"] == hit["calibrated"] == hit["docid_logprob"] for hit in hits)
+    status, _, err = zerogr("search", index, "fox", "--set", "mode=best")
+    assert status == 2
+    assert "mode" in err
+    assert "best_first" in err
 
 
 def test_evaluate_prints_a_table_beside_bm25_and_writes_a_run(index, collection, tmp_path):

@@ -26,6 +26,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for ma
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 Seed = Annotated[int, typer.Option(help="Key of the noise: same index, query and seed, same hits.")]
 Draws = Annotated[int, typer.Option(help="K, docids drawn per query.")]
+Decoding = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting of the search: mode=top_k, order=docid. May repeat.")
+]
 
 
 @app.command()
@@ -72,14 +75,16 @@ def search(
     instruction: Annotated[str | None, typer.Option(help="Instead of the index's own.")] = None,
     seed: Seed = 0,
     draws: Draws = 100,
+    set_: Decoding = None,
     as_json: Json = False,
 ) -> None:
     """Print the k best documents for QUERY, one `rank<TAB>docno<TAB>docid` per line.
 
     Example: zerogr search indexes/docs "how do I parse command line flags" -k 5
     """
+    cfg = _decoding(seed, draws, set_)
     retriever = _load(index)
-    hits = retriever.search(query, k, instruction, DecodeConfig(seed=seed, draws=_at_least_one(draws, "--draws")))
+    hits = retriever.search(query, k, instruction, cfg)
     if as_json:
         _print_json({"query": query, "index": retriever.bundle.manifest["key"], "hits": [asdict(hit) for hit in hits]})
         return
@@ -95,6 +100,7 @@ def evaluate(
     k: Annotated[int, typer.Option("-k", help="Documents per query.")] = 100,
     seed: Seed = 0,
     draws: Draws = 100,
+    set_: Decoding = None,
     bm25: Annotated[bool, typer.Option(help="BM25 on the same queries beside it.")] = True,
     run: Annotated[Path | None, typer.Option(help="Write our run here, in TREC format.")] = None,
     as_json: Json = False,
@@ -109,9 +115,9 @@ def evaluate(
     from zerogr_ray.evaluation.evaluate import evaluate_index
     from zerogr_ray.evaluation.report import table
 
+    cfg = _decoding(seed, draws, set_)
     collection = read_collection(dataset, split)
     retriever = _load(index)
-    cfg = DecodeConfig(seed=seed, draws=_at_least_one(draws, "--draws"))
     result = evaluate_index(retriever, collection, cfg, k, bm25, quiet)
     if as_json:
         about = {"dataset": collection.name, "split": split, "queries": result.queries, "seed": seed}
@@ -189,10 +195,10 @@ def _setting(text: str) -> tuple[str, Any]:
         return name.strip(), value
 
 
-def _at_least_one(value: int, name: str) -> int:
-    if value < 1:
-        raise InputError(f"{name} is {value}; it must be at least 1")
-    return value
+def _decoding(seed: int, draws: int, settings: list[str] | None) -> DecodeConfig:
+    if draws < 1:
+        raise InputError(f"--draws is {draws}; it must be at least 1")
+    return make_config(DecodeConfig, {"seed": seed, "draws": draws}, dict(map(_setting, settings or [])))
 
 
 def _print_json(value: Any) -> None:

@@ -122,8 +122,13 @@ class TrainingConfig(Strict):
 
 
 class DecodeConfig(Strict):
-    """One search: K draws at rising temperature (ZeroGR, Eq. 5-6)."""
+    """One search: K draws at rising temperature (ZeroGR, Eq. 5-6), or one of the modes it is compared with."""
 
+    mode: Literal["reference", "exact", "sampling", "beam", "top_k", "best_first", "exhaustive"] = "reference"
+    """reference: draws at rising temperature, removal renormalises at each node (the published algorithm). exact: the
+    same from the tempered distribution over all docids that are left. sampling: reference at one temperature. beam:
+    K prefixes side by side. top_k: the most probable docids, exactly. best_first: by the probability over the whole
+    vocabulary. exhaustive: every docid scored in full, for small indexes."""
     draws: int = Field(100, ge=1)
     """K, docids drawn per query; the trie loses one leaf after each draw. A search for k > K documents draws k."""
     t_max: float = Field(1.5, ge=0)
@@ -132,14 +137,33 @@ class DecodeConfig(Strict):
     """k in the schedule: how sharply the temperature rises."""
     midpoint: float = Field(0.1, ge=0, le=1)
     """m in the schedule: the share of the draws after which it has risen half way."""
-    mode: Literal["reference"] = "reference"
-    """reference: removal renormalises at each node over what survives (the published algorithm)."""
+    temperature: float = Field(1.0, ge=0)
+    """Temperature of mode sampling."""
+    prior_weight: float = Field(0.0, ge=0)
+    """λ: every mode decides by logit − λ · prior, the prior being how likely an edge is for any query."""
+    plan_ahead: int = Field(0, ge=0)
+    """Search only the n documents whose docids, as bags of tokens, the prompt's own logits favour; 0: all."""
+    lookahead: float = Field(0.0, ge=0)
+    """Weight, in mode best_first, of the best such favour below a node. Needs plan_ahead."""
+    order: Literal["draw", "docid", "rerank"] = "draw"
+    """Order of the hits: as drawn (published); by the calibrated log-probability of the whole docid; by the rerank
+    head. The latter two take the best of all K draws."""
     seed: int = 0
     """Key of the noise. Same index, query and seed: same hits."""
     query_tokens: int = Field(512, ge=1)
     """Tokens of a query that are kept."""
+
+
+class CacheConfig(Strict):
+    """How much a retriever holds at once. A search that would need more still ends, only later."""
+
     batch: int = Field(16, ge=1)
     """Queries that are decoded side by side."""
+    tokens_per_query: int = Field(4096, ge=1)
+    """Cached tokens of one query: its prompt and the trie nodes visited behind it."""
+    tokens_per_batch: int = Field(65536, ge=1)
+    """Cached tokens of a batch, padding included. One token costs 2 · layers · key-value width numbers: 46 kB for
+    SmolLM2-135M and 64 kB for Llama-3.2-1B, in float32."""
 
 
 class IndexConfig(Strict):
@@ -154,6 +178,8 @@ class IndexConfig(Strict):
     docids: DocIdConfig = DocIdConfig()
     queries: QueryConfig = QueryConfig()
     training: TrainingConfig = TrainingConfig()
+    postings: bool = False
+    """Keep an inverted index of docid tokens, which searches with plan_ahead need: about 60 bytes per docid."""
     seed: int = 0
     """Seed of query sampling."""
 

@@ -46,8 +46,11 @@ class Hit:
     rank:         1 for the first
     score:        higher is better; strictly falling with rank
     draw:         number of the draw that produced it, from 0
-    temperature:  T_i of that draw
+    temperature:  T_i of that draw; 0 in modes that draw nothing
     logprob:      natural log of the docid's probability under the trie at temperature 1, nothing removed (<= 0)
+    docid_logprob:  of all the docid's tokens over the whole vocabulary; None unless hits are ordered by more than draws
+    calibrated:     the same less its prior
+    rerank:         the rerank head's score
     """
 
     docno: str
@@ -57,6 +60,9 @@ class Hit:
     draw: int
     temperature: float
     logprob: float
+    docid_logprob: float | None = None
+    calibrated: float | None = None
+    rerank: float | None = None
 
 
 Qrels = dict[str, dict[str, int]]

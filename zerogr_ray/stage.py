@@ -112,7 +112,6 @@ def map_shards(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.log_internal_stack_trace_to_stdout = False
     context.raise_original_map_exception = True
     context.issue_detectors_config.detectors = []  # they warn of a slow operator; a language model is one
     work = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(

@@ -17,7 +17,7 @@ LogitsAt = Callable[[tuple[int, ...], list[int]], np.ndarray]
 
 
 def draw_one_by_one(trie: Trie, logits_at: LogitsAt, temperatures, seed: int, rule: str = "reference") -> list[int]:
-    """Leaf nodes in the order in which they are drawn."""
+    """Leaf nodes in the order in which they are drawn. `rule`: "reference", "exact", or the wrong "never remove"."""
     alive = {node: list(range(*trie.children(node))) for node in range(trie.nodes)}
     drawn = []
     for draw, T in enumerate(temperatures):
@@ -30,8 +30,10 @@ def draw_one_by_one(trie: Trie, logits_at: LogitsAt, temperatures, seed: int, ru
                 first, last = trie.children(node)
                 tokens = [int(t) for t in trie.tokens[first:last]]
                 logits = logits_at(tuple(int(trie.tokens[n]) for n in path[1:]), tokens)
-                noise = gumbel(seed, draw, first, last)
+                noise = gumbel(seed, draw, np.arange(first, last))
                 score = {c: logits[c - first] / T + noise[c - first] if T else logits[c - first] for c in choices}
+                if T and rule == "exact":
+                    score = {c: score[c] + np.log(share_left(trie, logits_at, alive, c, T)) for c in choices}
                 node = max(choices, key=lambda c: score[c])
             else:
                 node = choices[0]
@@ -45,13 +47,27 @@ def draw_one_by_one(trie: Trie, logits_at: LogitsAt, temperatures, seed: int, ru
     return drawn
 
 
+def share_left(trie: Trie, logits_at: LogitsAt, alive: dict[int, list[int]], node: int, T: float) -> float:
+    """Share of the probability at temperature T below `node` whose leaves are not removed, by enumeration."""
+    first, last = trie.children(node)
+    if first == last:
+        return 1.0
+    tokens = [int(t) for t in trie.tokens[first:last]]
+    logits = np.asarray(logits_at(tuple(trie.path(node)), tokens), dtype=np.float64) / T
+    weights = np.exp(logits - logits.max())
+    below = [share_left(trie, logits_at, alive, c, T) if c in alive[node] else 0.0 for c in range(first, last)]
+    return float(weights / weights.sum() @ np.array(below))
+
+
 def children_lists(trie: Trie) -> dict[int, list[int]]:
     """node -> children."""
     return {node: list(range(*trie.children(node))) for node in range(trie.nodes)}
 
 
-def probabilities_of_first_two(trie: Trie, logits_at: LogitsAt, T: float) -> dict[tuple[int, int], float]:
-    """Exact probability of every ordered pair (first leaf, second leaf) in mode reference, by enumeration."""
+def probabilities_of_first_two(
+    trie: Trie, logits_at: LogitsAt, T: float, mode: str = "reference"
+) -> dict[tuple[int, int], float]:
+    """Exact probability of every ordered pair (first leaf, second leaf), by enumeration."""
 
     def leaf_probabilities(alive: dict[int, list[int]]) -> dict[tuple[int, ...], float]:
         found, todo = {}, [((0,), 1.0)]
@@ -68,6 +84,9 @@ def probabilities_of_first_two(trie: Trie, logits_at: LogitsAt, T: float) -> dic
             todo += [((*path, c), p * w) for c, w in zip(choices, weights / weights.sum(), strict=True)]
         return found
 
+    if mode == "exact":
+        p = {path[-1]: q for path, q in leaf_probabilities(children_lists(trie)).items()}
+        return {(a, b): p[a] * p[b] / (1 - p[a]) for a in p for b in p if a != b}
     pairs = {}
     for first_path, p in leaf_probabilities(children_lists(trie)).items():
         alive = children_lists(trie)

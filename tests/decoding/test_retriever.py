@@ -7,6 +7,7 @@ import sys
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -14,11 +15,10 @@ from tests.decoding.oracle import draw_one_by_one
 from tests.tiny import save_tiny
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import DecodeConfig
-from zerogr_ray.decoding.forward import TreeForward
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.decoding.schedule import temperatures
 from zerogr_ray.errors import InputError, ModelError
-from zerogr_ray.index.bundle import write_index
+from zerogr_ray.index.bundle import DOCUMENTS, write_index
 from zerogr_ray.models import load_format
 
 pytestmark = pytest.mark.model
@@ -42,17 +42,18 @@ WORDS = [
 ]
 
 
-def make_index(folder, docids):
+def make_index(folder, docids, docnos=None, **arrays):
     model = save_tiny(folder / "model")
     fmt = load_format(model)
-    docnos = [f"d{i}" for i in range(len(docids))]
+    docnos = docnos or [f"d{i}" for i in range(len(docids))]
     facts = {
         "instruction": INSTRUCTION,
         "prompt_format": fmt.fingerprint,
         "key": "tiny",
         "model": {"trained_from": "tiny"},
     }
-    write_index(folder / "index", docnos, docids, fmt.docids(docids), docnos, fmt.end, model, facts)
+    documents = pa.table([docnos, docids, fmt.docids(docids), docnos], schema=DOCUMENTS)
+    write_index(folder / "index", documents, fmt.end, model, facts | {"rerank_token": 0}, **arrays)
     return folder / "index"
 
 
@@ -79,28 +80,6 @@ def plain_logits(retriever, prompt):
     return logits_at
 
 
-def test_tree_attention_gives_the_logits_of_a_plain_forward(retriever):
-    trie, queries = retriever.bundle.trie, ["fox", "read a json file with the command line", "web"]
-    prompts = retriever.format.prompts(INSTRUCTION, queries, 64)
-    forward = TreeForward(retriever.model, trie)
-    root = forward.prompt(prompts)
-    inner = [n for n in range(1, trie.nodes) if trie.children(n)[1] - trie.children(n)[0] > 1]
-    # As in a search, no node is asked for after one below it.
-    waves = [[inner[:3], inner[1:2], inner[4:9]], [inner[3:5], inner[-1:], inner[11:12]]]
-    seen = [[(b, 0, logits) for b, logits in enumerate(root)]]
-    for needed in waves:
-        answers = forward.wave(needed)
-        seen.append([(b, n, a) for b in range(3) for n, a in zip(needed[b], answers[b], strict=True)])
-    forward.keep([2, 0])
-    answers = forward.wave([inner[-6:-3], inner[5:7]])
-    seen.append([(2, n, a) for n, a in zip(inner[-6:-3], answers[0], strict=True)])
-    seen.append([(0, n, a) for n, a in zip(inner[5:7], answers[1], strict=True)])
-    for b, node, logits in (row for some in seen for row in some):
-        tokens = [int(t) for t in trie.tokens[slice(*trie.children(node))]]
-        plain = plain_logits(retriever, prompts[b])(tuple(trie.path(node)), tokens)
-        np.testing.assert_allclose(logits, plain, atol=1e-4)
-
-
 def test_a_search_equals_the_sequential_algorithm_draw_by_draw(retriever):
     trie, cfg = retriever.bundle.trie, DecodeConfig(draws=60, seed=11)
     docnos = retriever.bundle.documents["docno"].to_pylist()
@@ -113,7 +92,7 @@ def test_a_search_equals_the_sequential_algorithm_draw_by_draw(retriever):
 
 def test_many_queries_in_one_batch_give_what_each_gives_alone(retriever):
     queries = ["fox", "open a web browser", "read json " * 30, "x", "hat fox red"]
-    together = retriever.search_many(queries, k=20, config=DecodeConfig(batch=4))
+    together = retriever.search_many(queries, k=20, config=DecodeConfig())
     alone = [retriever.search(query, k=20) for query in queries]
     for one, other in zip(together, alone, strict=True):
         assert [hit.docno for hit in one] == [hit.docno for hit in other]

@@ -6,15 +6,19 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from tests.decoding.oracle import draw_one_by_one, probabilities_of_first_two
 from zerogr_ray.config import DecodeConfig
+from zerogr_ray.decoding.cells import Answer
+from zerogr_ray.decoding.frontier import Beam, BestFirst, Exhaustive, over_trie, over_vocabulary
 from zerogr_ray.decoding.schedule import temperatures
-from zerogr_ray.decoding.search import Search
+from zerogr_ray.decoding.search import Harvest, Search
+from zerogr_ray.decoding.tree import SearchTree
 from zerogr_ray.index.trie import Trie
+from zerogr_ray.index.view import View
 
 END = 0
 docid_lists = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=6), min_size=1, max_size=40)
@@ -26,31 +30,63 @@ def made_up_logits(path, tokens):
     return np.array([key % 1000 / 200 for key in keys], dtype=np.float32)
 
 
-def run(trie, T_K, seed, documents=10**9, logits_at=made_up_logits):
-    search = Search(trie, np.asarray(T_K, dtype=float), seed, documents)
+def answer(view, node, logits_at):
+    """What the LM would say at `node`; the vocabulary is what the trie has and as much again."""
+    tokens = view.tokens(view.children(node)).tolist()
+    logits = logits_at(tuple(view.path(node)), tokens)
+    return Answer(logits, float(np.logaddexp.reduce(logits)) + 0.7)
+
+
+def finish(search, logits_at=made_up_logits):
+    """Run a search to its end; returns the nodes that it asked for."""
     asked = []
     while needed := search.advance():
         asked += needed
-        for node in needed:
-            tokens = [int(t) for t in trie.tokens[slice(*trie.children(node))]]
-            search.learn(node, logits_at(tuple(trie.path(node)), tokens))
-    return search, asked
+        for cell in search.tree.cells(needed):
+            search.tree.learn(cell.key, answer(search.tree.view, cell.key, logits_at))
+    return asked
 
 
-@given(docid_lists, st.integers(1, 50), st.integers(0, 2**64 - 1))
-def test_draws_ahead_give_exactly_what_drawing_one_by_one_gives(docids, draws, seed):
+def begin(trie, documents=10**9, prior_weight=0.0, view=None):
+    tree = SearchTree(view or View(trie), prior_weight)
+    tree.learn(0, answer(tree.view, 0, made_up_logits))
+    return Harvest(tree, min(documents, tree.view.entries))
+
+
+def run(trie, T_K, seed, documents=10**9, exact=False, **more):
+    search = Search(begin(trie, documents, **more), np.asarray(T_K, dtype=float), seed, exact)
+    return search, finish(search)
+
+
+@pytest.mark.parametrize("mode", ["reference", "exact"])
+@given(docids=docid_lists, draws=st.integers(1, 50), seed=st.integers(0, 2**64 - 1))
+def test_draws_ahead_give_exactly_what_drawing_one_by_one_gives(mode, docids, draws, seed):
     trie, _ = Trie.build(docids, END)
     T_K = temperatures(DecodeConfig(draws=draws))
-    search, _ = run(trie, T_K, seed)
-    assert [drawn.leaf for drawn in search.found] == draw_one_by_one(trie, made_up_logits, T_K, seed)
-    assert [drawn.draw for drawn in search.found] == list(range(len(search.found)))
+    search, _ = run(trie, T_K, seed, exact=mode == "exact")
+    assert leaves(search) == draw_one_by_one(trie, made_up_logits, T_K, seed, mode)
+    assert [drawn.draw for drawn in search.harvest.found] == list(range(len(search.harvest.found)))
 
 
-@given(docid_lists, st.integers(0, 1000))
-def test_enough_draws_find_every_document_once(docids, seed):
+@pytest.mark.parametrize("mode", ["reference", "exact", "sampling", "beam", "top_k", "best_first", "exhaustive"])
+@given(docids=docid_lists, seed=st.integers(0, 1000))
+@example(docids=[[1]], seed=0)
+@example(docids=[[1, 2], [1, 3], [1]], seed=0)
+def test_every_mode_finds_every_document_once(mode, docids, seed):
     trie, _ = Trie.build(docids, END)
-    search, _ = run(trie, np.linspace(0, 1.5, len(docids) + 3), seed)
-    rows = [row for drawn in search.found for row in trie.documents_of(drawn.leaf)]
+    harvest = begin(trie)
+    rising = np.linspace(0, 1.5, len(docids) + 3)
+    search = {
+        "reference": lambda: Search(harvest, rising, seed),
+        "exact": lambda: Search(harvest, rising, seed, exact=True),
+        "sampling": lambda: Search(harvest, np.full(len(docids) + 3, 0.7), seed),
+        "beam": lambda: Beam(harvest, len(docids)),
+        "top_k": lambda: BestFirst(harvest, over_trie),
+        "best_first": lambda: BestFirst(harvest, over_vocabulary, lambda nodes: nodes % 7 / np.float32(2)),
+        "exhaustive": lambda: Exhaustive(harvest),
+    }[mode]()
+    finish(search)
+    rows = [row for drawn in harvest.found for row in trie.documents_of(drawn.leaf)]
     assert sorted(rows) == list(range(len(docids)))
 
 
@@ -58,6 +94,7 @@ def test_enough_draws_find_every_document_once(docids, seed):
 def test_every_branching_node_is_asked_for_once_and_no_other(docids, seed):
     trie, _ = Trie.build(docids, END)
     search, asked = run(trie, np.full(len(docids), 1.0), seed)
+    assert 0 not in asked  # it comes with the prompt
     assert len(asked) == len(set(asked))
     assert all(trie.children(node)[1] - trie.children(node)[0] > 1 for node in asked)
     deepest = max(len(trie.path(node)) for node in range(trie.nodes))
@@ -70,30 +107,91 @@ def test_a_search_for_k_documents_is_the_beginning_of_a_longer_one(docids, k):
     T_K = temperatures(DecodeConfig(draws=50))
     short, _ = run(trie, T_K, 3, documents=k)
     longer, _ = run(trie, T_K, 3)
-    assert short.found == longer.found[: len(short.found)]
-    enough = sum(len(trie.documents_of(d.leaf)) for d in short.found)
-    assert enough >= min(k, len(docids), sum(len(trie.documents_of(d.leaf)) for d in longer.found))
+    found = short.harvest.found
+    assert found == longer.harvest.found[: len(found)]
+    assert short.harvest.documents >= min(k, len(docids), longer.harvest.documents)
+
+
+def probabilities(trie, logits_at=made_up_logits):
+    """Leaf -> probability under the trie at temperature 1, by enumeration."""
+    found, todo = {}, [(0, 1.0)]
+    while todo:
+        node, p = todo.pop()
+        first, last = trie.children(node)
+        if first == last:
+            found[node] = p
+            continue
+        logits = logits_at(tuple(trie.path(node)), trie.tokens[first:last].tolist()).astype(np.float64)
+        weights = np.exp(logits - logits.max())
+        todo += [(first + i, p * w) for i, w in enumerate(weights / weights.sum())]
+    return found
+
+
+@given(docid_lists, st.integers(1, 12))
+def test_top_k_gives_the_most_probable_docids_in_order(docids, k):
+    trie, _ = Trie.build(docids, END)
+    harvest = begin(trie, k)
+    finish(BestFirst(harvest, over_trie))
+    p = probabilities(trie)
+    found = [p[drawn.leaf] for drawn in harvest.found]
+    np.testing.assert_allclose(found, sorted(p.values(), reverse=True)[: len(found)], rtol=1e-4)
+    np.testing.assert_allclose(np.exp([drawn.logprob for drawn in harvest.found]), found, rtol=1e-4)
+
+
+@given(docid_lists, st.integers(1, 6))
+def test_the_beam_is_the_best_of_what_its_prefixes_lead_to(docids, width):
+    trie, _ = Trie.build(docids, END)
+    p = probabilities(trie)
+    mass = {0: 1.0}
+    for node in range(1, trie.nodes):
+        first, last = trie.children(trie.parent(node))
+        logits = made_up_logits(tuple(trie.path(trie.parent(node))), trie.tokens[first:last].tolist())
+        weights = np.exp(logits.astype(np.float64))
+        mass[node] = mass[trie.parent(node)] * weights[node - first] / weights.sum()
+    beam = [0]
+    while any(range(*trie.children(node)) for node in beam):
+        grown = [child for node in beam for child in range(*trie.children(node)) or [node]]
+        beam = sorted(grown, key=lambda node: -mass[node])[:width]
+    harvest = begin(trie)
+    finish(Beam(harvest, width))
+    found = [p[drawn.leaf] for drawn in harvest.found]
+    np.testing.assert_allclose(found, [p[node] for node in beam], rtol=1e-4)
+
+
+def test_priors_change_what_is_drawn_and_not_what_is_reported():
+    trie, _ = Trie.build([[1, 1], [1, 2], [2, 1], [2, 2], [3]], END)
+    priors = np.zeros(trie.nodes, dtype=np.float16)
+    plain, _ = run(trie, [0.0], 0)
+    first = plain.harvest.found[0]
+    priors[plain.tree.path(first.leaf)] = 8.0
+    moved, _ = run(trie, [0.0] * 5, 0, prior_weight=2.0, view=View(trie, priors))
+    assert moved.harvest.found[-1].leaf == first.leaf
+    assert moved.harvest.found[-1].logprob == first.logprob
 
 
 SMALL, _ = Trie.build([[1, 1], [1, 2], [1, 3, 1], [1, 3, 2], [2], [3, 1], [3, 2], [3, 2]], END)
 
 
-def pairs_drawn(T, rounds, rule):
+def leaves(search):
+    return [drawn.leaf for drawn in search.harvest.found]
+
+
+def pairs_drawn(T, rounds, rule, mode):
     """Counts of (first leaf, second leaf) over `rounds` searches."""
     counts = {}
     for seed in range(rounds):
         if rule == "library":
-            search, _ = run(SMALL, [T, T], seed)
-            pair = tuple(drawn.leaf for drawn in search.found)
+            search, _ = run(SMALL, [T, T], seed, exact=mode == "exact")
+            pair = tuple(leaves(search))
         else:
             pair = tuple(draw_one_by_one(SMALL, made_up_logits, [T, T], seed, rule))
         counts[pair] = counts.get(pair, 0) + 1
     return counts
 
 
-def p_value(T, rounds, rule):
-    expected = probabilities_of_first_two(SMALL, made_up_logits, T)
-    counts = pairs_drawn(T, rounds, rule)
+def p_value(T, rounds, rule, mode):
+    expected = probabilities_of_first_two(SMALL, made_up_logits, T, mode)
+    counts = pairs_drawn(T, rounds, rule, mode)
     if set(counts) - set(expected):
         return 0.0
     # Cells that expect fewer than 5 are pooled, as the test's approximation asks.
@@ -106,17 +204,21 @@ def p_value(T, rounds, rule):
 
 
 @pytest.mark.parametrize("T", [0.5, 1.0, 1.5])
-def test_first_and_second_draw_have_the_probabilities_that_enumeration_gives(T):
-    assert p_value(T, 1500, "library") > 1e-3  # the seeds are fixed: this passes always or never
+@pytest.mark.parametrize("mode", ["reference", "exact"])
+def test_first_and_second_draw_have_the_probabilities_that_enumeration_gives(mode, T):
+    assert p_value(T, 1500, "library", mode) > 1e-3  # the seeds are fixed: this passes always or never
 
 
-def test_the_chi_square_test_catches_a_broken_removal_rule():
-    assert p_value(1.0, 500, "never remove") < 1e-6
+@pytest.mark.parametrize(
+    ("rule", "mode"), [("never remove", "reference"), ("reference", "exact"), ("exact", "reference")]
+)
+def test_the_chi_square_test_catches_a_wrong_removal_rule(rule, mode):
+    assert p_value(1.0, 1500, rule, mode) < 1e-6
 
 
 def test_the_log_probability_is_that_of_the_whole_trie_at_temperature_one():
     search, _ = run(SMALL, [0.5] * 8, seed=1)
-    assert np.isclose(sum(np.exp(drawn.logprob) for drawn in search.found), 1.0, atol=1e-5)
+    assert np.isclose(sum(np.exp(drawn.logprob) for drawn in search.harvest.found), 1.0, atol=1e-5)
 
 
 def test_the_first_draw_is_greedy_and_the_last_nears_t_max():
@@ -132,7 +234,8 @@ def test_the_first_draw_is_greedy_and_the_last_nears_t_max():
 def test_noise_depends_on_seed_draw_and_child_alone(seed, draw, first):
     from zerogr_ray.decoding.noise import gumbel
 
-    whole = gumbel(seed, draw, first, first + 40)
-    assert (gumbel(seed, draw, first + 7, first + 9) == whole[7:9]).all()
+    nodes = np.arange(first, first + 40)
+    whole = gumbel(seed, draw, nodes)
+    assert (gumbel(seed, draw, nodes[7:9]) == whole[7:9]).all()
     assert np.isfinite(whole).all()
-    assert not np.array_equal(gumbel(seed, draw + 1, first, first + 40), whole)
+    assert not np.array_equal(gumbel(seed, draw + 1, nodes), whole)

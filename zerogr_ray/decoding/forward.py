@@ -1,11 +1,16 @@
 """The LM over many queries' search trees at once: one forward per wave, over the prompts' key-value cache.
 
-Tree attention: every new token is a trie node; it sees its query's prompt, its own ancestors and itself. Queries of
-different lengths share a batch; prompts are padded on the left so that all end in the same column.
+Tree attention: every new token is a cell of one query's tree; it sees that query's prompt, its own ancestors and
+itself. Queries of different lengths share a batch. What prompts begin with alike, the instruction, is forwarded once
+and kept for later batches.
+
+The columns of the cache, for every query of a batch:  [ instruction | query | cells, wave after wave ]
+with padding on the left of the first two parts, so that all prompts end in the same column.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,105 +18,230 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zerogr_ray.index.trie import Trie
+from zerogr_ray.config import CacheConfig
+from zerogr_ray.decoding.cells import ROOT, Answer, Cell, Ints, Key
+
+KEPT_PREFIXES = 8
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class Prefixes:
+    """Key-value caches of the token sequences that many prompts begin with; the least recently used one goes."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._kept: OrderedDict[tuple[int, ...], Layers] = OrderedDict()
+
+    def get(self, tokens: tuple[int, ...]) -> tuple[Layers, int]:
+        """Keys and values of each layer, each (1, heads, len(tokens), width), and how many tokens were forwarded."""
+        from transformers import DynamicCache
+
+        if tokens in self._kept:
+            self._kept.move_to_end(tokens)
+            return self._kept[tokens], 0
+        cache = DynamicCache()
+        ids = torch.tensor([tokens], device=self.model.device)
+        self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self._kept[tokens] = [(layer.keys, layer.values) for layer in cache.layers]
+        if len(self._kept) > KEPT_PREFIXES:
+            self._kept.popitem(last=False)
+        return self._kept[tokens], len(tokens)
 
 
 class TreeForward:
-    """Key-value cache of a batch of prompts and of the trie nodes that have been forwarded behind each."""
+    """Key-value cache of a batch of prompts and of the cells that have been forwarded behind each."""
 
-    def __init__(self, model: Any, trie: Trie) -> None:
-        self.model, self.trie = model, trie
-        self.tokens_forwarded = 0
+    def __init__(self, model: Any, limits: CacheConfig, prefixes: Prefixes | None = None) -> None:
+        self.model, self.limits = model, limits
+        self.prefixes = prefixes or Prefixes(model)
+        self.tokens_forwarded = self.forwards = 0
 
     @torch.inference_mode()
-    def prompt(self, prompts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        """Forward the prompts; returns the logits of the root's children for each, shape (children,)."""
+    def prompt(self, prompts: Sequence[Sequence[int]], shared: Sequence[int] | None = None) -> torch.Tensor:
+        """Forward the prompts; shared[b] tokens at the beginning of prompt b come from the kept prefixes.
+
+        Returns the logits of what follows each prompt, shape (queries, vocabulary), float32, on the model's device.
+        """
         from transformers import DynamicCache
 
-        width = max(map(len, prompts))
+        kept = np.array(shared if shared is not None else [0] * len(prompts))
         lengths = np.array([len(prompt) for prompt in prompts])
-        ids = np.zeros((len(prompts), width), dtype=np.int64)
-        for row, prompt in zip(ids, prompts, strict=True):
-            row[width - len(prompt) :] = prompt
-        present = np.arange(width) >= width - lengths[:, None]
-        positions = np.maximum(np.arange(width) - (width - lengths[:, None]), 0)
+        before, width = int(kept.max()), int((lengths - kept).max())
         self.cache = DynamicCache()
-        out = self.model(
-            input_ids=self._tensor(ids),
-            attention_mask=self._tensor(present.astype(np.int64)),
-            position_ids=self._tensor(positions),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.tokens_forwarded += int(lengths.sum())
-        self._lengths = lengths
-        self._visible = present  # (queries, columns) cached columns that every token of a query sees
-        self._columns: list[dict[int, list[int]]] = [{0: []} for _ in prompts]  # node -> columns of its path
-        return self._children(out.logits, [(b, 0, 0) for b in range(len(prompts))])
+        if before:
+            self._fill([tuple(prompt[:n]) for prompt, n in zip(prompts, kept, strict=True)], before)
+        ids = np.zeros((len(prompts), width), dtype=np.int64)
+        for row, prompt, n in zip(ids, prompts, kept, strict=True):
+            row[width - (len(prompt) - n) :] = prompt[n:]
+        place = np.arange(width) - (width - (lengths - kept))[:, None]  # in the rest of the prompt; negative: padding
+        self._places = np.concatenate([_right_aligned(before, kept), np.where(place < 0, -1, place + kept[:, None])], 1)
+        visible = self._places >= 0
+        mask = np.broadcast_to(visible[:, None, :], (len(prompts), width, before + width)).copy()
+        mask[:, :, before:] &= np.tri(width, dtype=bool)
+        mask[:, np.arange(width), before + np.arange(width)] = True  # also padding: a row must see something
+        out = self._run(ids, np.maximum(place + kept[:, None], 0), mask, logits_to_keep=1)
+        self.tokens_forwarded += int((lengths - kept).sum())
+        self._visible, self._lengths = visible, lengths
+        self._columns: list[dict[Key, list[int]]] = [{ROOT: []} for _ in prompts]  # cell -> columns of its path
+        self._origin: list[dict[Key, Cell]] = [{} for _ in prompts]
+        return out[:, -1].float()
+
+    def read(self, logits: torch.Tensor, wanted: Sequence[Ints]) -> list[Answer]:
+        """An Answer for each row of `logits`, shape (rows, vocabulary), with the tokens wanted[row] read."""
+        sizes = [len(tokens) for tokens in wanted]
+        rows = self._tensor(np.repeat(np.arange(len(sizes)), sizes))
+        picked = logits[rows, self._tensor(np.concatenate(wanted))].float().cpu().numpy()
+        totals = torch.logsumexp(logits.float(), dim=-1).tolist()
+        parts = np.split(picked, np.cumsum(sizes)[:-1])
+        return [Answer(part, total) for part, total in zip(parts, totals, strict=True)]
 
     @torch.inference_mode()
-    def wave(self, needed: Sequence[Sequence[int]]) -> list[list[NDArray[np.float32]]]:
-        """Forward the nodes in needed[b] for each query b, with what is missing of their paths.
+    def wave(self, asked: Sequence[Sequence[Cell]]) -> list[list[Answer]]:
+        """Forward asked[b] for each query b, parents before their children; each parent is ROOT or was asked before.
 
-        A node is asked for before any node below it, and once. Returns, for each query and node, the logits of the
-        node's children, shape (children,).
+        One forward, unless the limits on cached tokens ask for several: then cached cells are dropped between them,
+        and the paths to what is still to come are forwarded again.
         """
-        new = [self._missing(b, nodes) for b, nodes in enumerate(needed)]
-        past, width = self._visible.shape[1], max(map(len, new))
-        ids = np.zeros((len(needed), width), dtype=np.int64)
-        positions = np.zeros_like(ids)
-        mask = np.zeros((len(needed), width, past + width), dtype=bool)
-        mask[:, :, :past] = self._visible[:, None, :]
-        mask[:, np.arange(width), past + np.arange(width)] = True  # also padding: a row must see something
-        for b, nodes in enumerate(new):
-            columns = self._columns[b]
-            for t, (node, parent) in enumerate(nodes):
-                columns[node] = [*columns[parent], past + t]
-                ids[b, t] = self.trie.tokens[node]
-                positions[b, t] = self._lengths[b] + len(columns[parent])
-                mask[b, t, columns[parent]] = True
-        out = self.model(
-            input_ids=self._tensor(ids),
-            attention_mask=self._tensor(mask[:, None]),
-            position_ids=self._tensor(positions),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.tokens_forwarded += sum(map(len, new))
-        self._visible = np.pad(self._visible, ((0, 0), (0, width)))
-        wanted = [(b, columns[node][-1] - past, node) for b, columns in enumerate(self._columns) for node in needed[b]]
-        assert all(column >= 0 for _, column, _ in wanted), "a node was asked for after it had been forwarded"
-        logits = iter(self._children(out.logits, wanted))
-        return [[next(logits) for _ in nodes] for nodes in needed]
+        queues = [deque(cells) for cells in asked]
+        answers: list[list[Answer]] = [[] for _ in asked]
+        for origin, cells in zip(self._origin, asked, strict=True):
+            origin.update((cell.key, cell) for cell in cells)
+        while any(queues):
+            new, wanted = self._next_forward(queues)
+            for (b, _), answer in zip(wanted, self._forward(new, wanted), strict=True):
+                answers[b].append(answer)
+        return answers
 
     def keep(self, queries: Sequence[int]) -> None:
         """Let the other queries leave the batch."""
         self.cache.batch_select_indices(self._tensor(np.array(queries)))
+        self._visible, self._places = self._visible[list(queries)], self._places[list(queries)]
         self._lengths = self._lengths[list(queries)]
-        self._visible = self._visible[list(queries)]
         self._columns = [self._columns[b] for b in queries]
+        self._origin = [self._origin[b] for b in queries]
 
-    def _missing(self, b: int, nodes: Sequence[int]) -> list[tuple[int, int]]:
-        """(node, parent) of every node on the paths to `nodes` that is not cached yet, parents first."""
-        columns, found = self._columns[b], dict[int, int]()
-        for node in nodes:
-            chain = []
-            while node not in columns and node not in found:
-                parent = self.trie.parent(node)
-                chain.append((node, parent))
-                node = parent
-            found.update(reversed(chain))
-        return list(found.items())
+    def _fill(self, prefixes: list[tuple[int, ...]], width: int) -> None:
+        """Put the kept prefixes into the empty cache, each aligned on the right of `width` columns."""
+        found = []
+        for prefix in prefixes:
+            if prefix:
+                layers, forwarded = self.prefixes.get(prefix)
+                self.tokens_forwarded += forwarded
+            found.append(layers if prefix else [])
+        pattern = next(layers for layers in found if layers)
+        for number, (keys, values) in enumerate(pattern):
+            if len(set(prefixes)) == 1:
+                both = [part.expand(len(prefixes), -1, -1, -1) for part in (keys, values)]
+            else:
+                both = [
+                    self._padded([layers[number][i] if layers else None for layers in found], part, width)
+                    for i, part in enumerate((keys, values))
+                ]
+            self.cache.update(*both, number)
 
-    def _children(self, logits: torch.Tensor, wanted: list[tuple[int, int, int]]) -> list[NDArray[np.float32]]:
-        """Logits of the children of each (query, column of `logits`, node): one gather, one transfer."""
-        ranges = [self.trie.children(node) for _, _, node in wanted]
-        sizes = np.array([last - first for first, last in ranges])
-        tokens = np.concatenate([self.trie.tokens[first:last] for first, last in ranges]).astype(np.int64)
-        queries, columns = (np.repeat([row[i] for row in wanted], sizes) for i in (0, 1))
-        picked = logits[self._tensor(queries), self._tensor(columns), self._tensor(tokens)]
-        return np.split(picked.float().cpu().numpy(), np.cumsum(sizes)[:-1])
+    def _padded(self, parts: list[torch.Tensor | None], like: torch.Tensor, width: int) -> torch.Tensor:
+        stacked = like.new_zeros(len(parts), like.shape[1], width, like.shape[3])
+        for row, part in zip(stacked, parts, strict=True):
+            if part is not None:
+                row[:, width - part.shape[2] :] = part[0]
+        return stacked
+
+    def _next_forward(self, queues: list[deque[Cell]]) -> tuple[list[list[Cell]], list[tuple[int, Key]]]:
+        """The cells of the next forward for each query, and the (query, key) of those whose answers are due."""
+        limit = min(self.limits.tokens_per_query, self.limits.tokens_per_batch // len(queues))
+        for fresh in (False, True):
+            if fresh:
+                self._forget()
+            room = limit - self._visible.shape[1]
+            new: list[list[Cell]] = []
+            wanted: list[tuple[int, Key]] = []
+            for b, queue in enumerate(queues):
+                cells: dict[Key, Cell] = {}
+                while queue:
+                    missing = self._missing(b, queue[0], cells)
+                    # With nothing else cached, one path is let through whatever the limit: the search must end.
+                    if len(cells) + len(missing) > room and not (fresh and not cells):
+                        break
+                    cells.update((cell.key, cell) for cell in missing)
+                    wanted.append((b, queue.popleft().key))
+                new.append(list(cells.values()))
+            if wanted:
+                return new, wanted
+        raise AssertionError("unreachable: a fresh cache takes at least one path")
+
+    def _missing(self, b: int, cell: Cell, coming: dict[Key, Cell]) -> list[Cell]:
+        """`cell` and those of its ancestors that are neither cached nor coming, parents first."""
+        chain = []
+        while cell.key not in coming and cell.key not in self._columns[b]:
+            chain.append(cell)
+            if cell.parent == ROOT:
+                break
+            cell = self._origin[b][cell.parent]
+        return chain[::-1]
+
+    def _forget(self) -> None:
+        """Drop all cells from the cache; the prompts stay."""
+        width = self._places.shape[1]
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, :width], layer.values[:, :, :width]
+        self._visible = self._visible[:, :width]
+        self._columns = [{ROOT: []} for _ in self._columns]
+
+    def _forward(self, new: list[list[Cell]], wanted: list[tuple[int, Key]]) -> list[Answer]:
+        past, width = self._visible.shape[1], max(map(len, new))
+        ids = np.zeros((len(new), width), dtype=np.int64)
+        positions = np.zeros_like(ids)
+        mask = np.zeros((len(new), width, past + width), dtype=bool)
+        mask[:, :, :past] = self._visible[:, None, :]
+        mask[:, np.arange(width), past + np.arange(width)] = True
+        for b, cells in enumerate(new):
+            columns = self._columns[b]
+            for t, cell in enumerate(cells):
+                path = columns[cell.parent]
+                columns[cell.key] = [*path, past + t]
+                ids[b, t] = cell.token
+                positions[b, t] = self._lengths[b] + len(path)
+                mask[b, t, path] = True
+        logits = self._run(ids, positions, mask)
+        self.tokens_forwarded += sum(map(len, new))
+        self._visible = np.pad(self._visible, ((0, 0), (0, width)))
+        queries = self._tensor(np.array([b for b, _ in wanted]))
+        columns_ = self._tensor(np.array([self._columns[b][key][-1] - past for b, key in wanted]))
+        return self.read(logits[queries, columns_], [self._origin[b][key].read for b, key in wanted])
+
+    def _run(self, ids: Ints, positions: Ints, mask: NDArray[np.bool_], **more: Any) -> torch.Tensor:
+        """Logits of the new columns. `mask` says what each sees, (queries, new, cached + new)."""
+        self.forwards += 1
+        out = self.model(
+            input_ids=self._tensor(ids),
+            attention_mask=self._masks(positions, mask),
+            position_ids=self._tensor(positions),
+            past_key_values=self.cache,
+            use_cache=True,
+            **more,
+        )
+        return out.logits  # type: ignore[no-any-return]
+
+    def _masks(self, positions: Ints, mask: NDArray[np.bool_]) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The mask, or one for each kind of layer where some layers see a sliding window only."""
+        config = self.model.config.get_text_config()
+        window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or [])
+        whole = self._tensor(mask[:, None])
+        if not window or kinds == {"full_attention"}:
+            return whole
+        # Only what the prompt holds can be out of a window's sight, as long as docids are shorter than the window.
+        prompt = self._places.shape[1]
+        near = mask.copy()
+        near[:, :, :prompt] &= positions[:, :, None] - self._places[:, None, :] < window
+        windowed = self._tensor(near[:, None])
+        return {"full_attention": whole, "sliding_attention": windowed} if "full_attention" in kinds else windowed
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
+
+
+def _right_aligned(width: int, lengths: NDArray[Any]) -> Ints:
+    """Place of each column in a sequence that ends in the last one, (sequences, width); -1 is padding."""
+    place = np.arange(width) - (width - lengths[:, None])
+    return np.asarray(np.where(place < 0, -1, place))

@@ -15,11 +15,11 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
-def gumbel(seed: int, draw: int, first: int, last: int) -> NDArray[np.float64]:
-    """Standard Gumbel noise of draw number `draw` for the nodes first .. last - 1, shape (last - first,)."""
+def gumbel(seed: int, draw: int, nodes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Standard Gumbel noise of draw number `draw` for each of `nodes`, shape (nodes,)."""
     with np.errstate(over="ignore"):
         stream = _mix(_mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)) + np.uint64(draw) * _GOLDEN)
-        bits = _mix(stream + np.arange(first, last, dtype=np.uint64) * _GOLDEN)
+        bits = _mix(stream + nodes.astype(np.uint64) * _GOLDEN)
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1), never 0 or 1
     return np.asarray(-np.log(-np.log(uniform)))
 

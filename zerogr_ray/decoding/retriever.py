@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zerogr_ray.chat import PromptFormat
-from zerogr_ray.config import DecodeConfig
-from zerogr_ray.decoding.schedule import temperatures
-from zerogr_ray.decoding.search import Search
+from zerogr_ray.config import CacheConfig, DecodeConfig
+from zerogr_ray.decoding.job import Job, Request
 from zerogr_ray.errors import IndexRefused, InputError
 from zerogr_ray.index.bundle import Bundle, open_index
+from zerogr_ray.index.live import LiveIndex
 from zerogr_ray.models import DType, load_format, load_model
 from zerogr_ray.rows import Hit
 from zerogr_ray.store import local_path
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Logits = NDArray[np.float32]
+    from zerogr_ray.decoding.cells import Answer, Cell
+    from zerogr_ray.decoding.forward import TreeForward
 
 
 class Retriever:
-    """Search an index. Make one with Retriever.load; it is safe to use from one thread at a time."""
+    """Search an index. Make one with Retriever.load. Searches run in one thread at a time; add and remove in any."""
 
-    def __init__(self, bundle: Bundle, model: Any, prompt_format: PromptFormat) -> None:
+    def __init__(
+        self, bundle: Bundle, model: Any, prompt_format: PromptFormat, cache: CacheConfig | None = None
+    ) -> None:
+        from zerogr_ray.decoding.forward import Prefixes
+
         self.bundle, self.model, self.format = bundle, model, prompt_format
+        self.cache = cache or CacheConfig()
+        self.live = LiveIndex(bundle, prompt_format.end)
+        self._prefixes = Prefixes(model)
+        self._shared: dict[str, tuple[int, ...]] = {}
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto", dtype: DType = "auto") -> Retriever:
+    def load(
+        cls, path: str | Path, device: str = "auto", dtype: DType = "auto", cache: CacheConfig | None = None
+    ) -> Retriever:
         """Verify and load the index folder at `path`.
 
         Raises IndexRefused where a file is missing or damaged, or the tokenizer is not the one it was built with.
@@ -43,13 +51,21 @@ class Retriever:
                 f"{path} was built with prompt format {built_with}, but its tokenizer now gives "
                 f"{prompt_format.fingerprint}; install the transformers version it was built with, or build it again"
             )
-        return cls(bundle, load_model(bundle.model, dtype, device), prompt_format)
+        return cls(bundle, load_model(bundle.model, dtype, device), prompt_format, cache)
 
     def search(
-        self, query: str, k: int = 10, instruction: str | None = None, config: DecodeConfig | None = None
+        self,
+        query: str,
+        k: int = 10,
+        instruction: str | None = None,
+        config: DecodeConfig | None = None,
+        docnos: Sequence[str] | None = None,
     ) -> list[Hit]:
-        """The best `k` documents for `query`, in the order in which they were drawn; fewer if the corpus has fewer."""
-        return self.search_many([query], k, instruction, config)[0]
+        """The best `k` documents for `query`, best first; fewer if the corpus, or `docnos`, has fewer.
+
+        Raises InputError for k < 1, an empty query, and unknown docnos.
+        """
+        return self.answer([Request(query, k, instruction, config or DecodeConfig(), docnos)])[0]
 
     def search_many(
         self,
@@ -58,77 +74,123 @@ class Retriever:
         instruction: str | Sequence[str] | None = None,
         config: DecodeConfig | None = None,
     ) -> list[list[Hit]]:
-        """Hits for each query. `instruction` is one for all, one for each, or None for the one of the index.
-
-        Raises InputError for k < 1 and for an empty query.
-        """
-        cfg = config or DecodeConfig()
-        if k < 1:
-            raise InputError(f"k is {k}; ask for at least 1 document")
-        for number, query in enumerate(queries):
-            if not query.strip():
-                which = f"query {number + 1} of {len(queries)}" if len(queries) > 1 else "the query"
-                raise InputError(f"{which} is empty; write a few words")
-        default = str(self.bundle.manifest["instruction"])
-        asked = [instruction or default] * len(queries) if not isinstance(instruction, (list, tuple)) else instruction
+        """Hits for each query. `instruction` is one for all, one for each, or None for the one of the index."""
+        asked = [instruction] * len(queries) if isinstance(instruction, (str, type(None))) else list(instruction)
         if len(asked) != len(queries):
             raise InputError(f"{len(queries)} queries came with {len(asked)} instructions; give one, or one for each")
-        prompts = [
-            prompt
-            for query, task in zip(queries, asked, strict=True)
-            for prompt in self.format.prompts(task, [query], cfg.query_tokens)
-        ]
-        # Queries of like length share a batch, so that little is padding.
-        order = sorted(range(len(queries)), key=lambda i: len(prompts[i]))
-        hits: list[list[Hit]] = [[] for _ in queries]
-        for start in range(0, len(order), cfg.batch):
-            chosen = order[start : start + cfg.batch]
-            for i, search in zip(chosen, self._decode([prompts[i] for i in chosen], k, cfg), strict=True):
-                hits[i] = self._hits(search, k)
-        return hits
+        cfg = config or DecodeConfig()
+        return self.answer([Request(query, k, task, cfg) for query, task in zip(queries, asked, strict=True)])
 
-    def _decode(self, prompts: list[list[int]], k: int, cfg: DecodeConfig) -> list[Search]:
-        """Run one search per prompt to its end, all of them in one batch."""
+    def answer(self, requests: Sequence[Request]) -> list[list[Hit]]:
+        """Hits for each request, whatever its k, instruction, configuration and filter; many share a batch."""
+        jobs = [self._job(request, number, len(requests)) for number, request in enumerate(requests)]
+        prompts = [self._prompt(request) for request in requests]
+        # Queries of like length share a batch, so that little is padding.
+        order = sorted(range(len(jobs)), key=lambda i: len(prompts[i][0]))
+        for start in range(0, len(order), self.cache.batch):
+            chosen = order[start : start + self.cache.batch]
+            decode(self._forward(), [jobs[i] for i in chosen], [prompts[i] for i in chosen])
+        return [job.hits() for job in jobs]
+
+    def stream(
+        self,
+        query: str,
+        instruction: str | None = None,
+        config: DecodeConfig | None = None,
+        docnos: Sequence[str] | None = None,
+        k: int | None = None,
+    ) -> Iterator[Hit]:
+        """The next hit, and the next, in the order in which they are drawn: the caller stops when it has enough.
+
+        With `k`, the temperature follows the schedule of a search for k documents. Without, every draw is at
+        config.temperature (mode sampling), and hits come until the corpus is exhausted.
+        """
+        cfg = config or DecodeConfig()
+        if k is None:
+            cfg = cfg.model_copy(update={"mode": "sampling"})
+        request = Request(query, k or self.live.view.entries or 1, instruction, cfg, docnos)
+        job = self._job(request, 0, 1)
+        if job.scored:
+            raise InputError("hits that are ordered by score cannot be streamed; order by draw")
+        return self._stream(job, self._prompt(request))
+
+    def add(self, docnos: Sequence[str], docids: Sequence[str], titles: Sequence[str] | None = None) -> None:
+        """Let the next search find these documents under these docids. A docno that is there is replaced."""
+        self.live.add(docnos, docids, self.format.docids(docids), titles or [""] * len(docnos))
+
+    def remove(self, docnos: Sequence[str]) -> None:
+        """Let no later search find these documents. Raises InputError for a docno that is not there."""
+        self.live.remove(docnos)
+
+    def _stream(self, job: Job, prompt: tuple[list[int], int]) -> Iterator[Hit]:
+        given = 0
+        for _ in steps(self._forward(), [job], [prompt]):
+            hits = job.hits()  # those that are certain so far
+            yield from hits[given:]
+            given = max(given, len(hits))
+        yield from job.hits()[given:]
+
+    def _forward(self) -> TreeForward:
         from zerogr_ray.decoding.forward import TreeForward
 
-        trie = self.bundle.trie
-        k = min(k, trie.documents)
-        T_K = temperatures(cfg, max(k, cfg.draws))
-        searches = [Search(trie, T_K, cfg.seed, k) for _ in prompts]
-        if trie.leaves == 1:
-            for search in searches:  # one docid: there is nothing to ask the LM
-                search.advance()
-            return searches
-        forward = TreeForward(self.model, trie)
-        for search, root_logits in zip(searches, forward.prompt(prompts), strict=True):
-            search.learn(0, root_logits)
-        active = list(searches)
-        while active:
-            needed = [search.advance() for search in active]
-            going = [b for b, nodes in enumerate(needed) if nodes]
-            if len(going) < len(active):
-                active, needed = [active[b] for b in going], [needed[b] for b in going]
-                if not active:
-                    break
-                forward.keep(going)
-            for search, nodes, answers in zip(active, needed, forward.wave(needed), strict=True):
-                for node, logits in zip(nodes, answers, strict=True):
-                    search.learn(node, logits)
-        return searches
+        return TreeForward(self.model, self.cache, self._prefixes)
 
-    def _hits(self, search: Search, k: int) -> list[Hit]:
-        """Documents of the drawn leaves, best first; documents that share a docid follow each other in corpus order."""
-        rows = [(row, drawn) for drawn in search.found for row in search.trie.documents_of(drawn.leaf)][:k]
-        table = self.bundle.documents.take([row for row, _ in rows]).select(["docno", "docid"]).to_pylist()
-        return [
-            Hit(
-                docno=document["docno"],
-                docid=document["docid"],
-                rank=rank,
-                score=1.0 / rank,
-                draw=drawn.draw,
-                temperature=float(search.temperatures[drawn.draw]),
-                logprob=drawn.logprob,
-            )
-            for rank, (document, (_, drawn)) in enumerate(zip(table, rows, strict=True), start=1)
-        ]
+    def _job(self, request: Request, number: int, of: int) -> Job:
+        if request.k < 1:
+            raise InputError(f"k is {request.k}; ask for at least 1 document")
+        if not request.query.strip():
+            which = f"query {number + 1} of {of}" if of > 1 else "the query"
+            raise InputError(f"{which} is empty; write a few words")
+        return Job(request, self.live)
+
+    def _prompt(self, request: Request) -> tuple[list[int], int]:
+        """Tokens of the prompt, and how many of the first depend on the instruction alone."""
+        task = request.instruction or str(self.bundle.manifest["instruction"])
+        tokens = self.format.prompts(task, [request.query], request.config.query_tokens)[0]
+        shared = self._shared.get(task)
+        if shared is None:
+            one, other = self.format.prompts(task, ["a", "7"], 8)
+            same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+            self._shared = {task: tuple(one[:same]), **dict(list(self._shared.items())[:63])}
+            shared = self._shared[task]
+        fits = len(shared) < len(tokens) and tuple(tokens[: len(shared)]) == shared
+        return tokens, len(shared) if fits else 0
+
+
+def decode(forward: TreeForward, jobs: Sequence[Job], prompts: Sequence[tuple[list[int], int]]) -> None:
+    """Run the jobs to their end in one batch; prompts[b] is (tokens, how many of the first are kept prefixes)."""
+    for _ in steps(forward, jobs, prompts):
+        pass
+
+
+def steps(forward: TreeForward, jobs: Sequence[Job], prompts: Sequence[tuple[list[int], int]]) -> Iterator[None]:
+    """As `decode`, pausing after each wave."""
+    logits = forward.prompt([tokens for tokens, _ in prompts], [shared for _, shared in prompts])
+    if any(job.request.config.plan_ahead for job in jobs):
+        logprobs = logits.log_softmax(-1).cpu().numpy()
+        for job, next_logprobs in zip(jobs, logprobs, strict=True):
+            if job.request.config.plan_ahead:
+                job.plan(next_logprobs)
+    running = [job.run() for job in jobs]
+    asked = [_next(run) for run in running]
+    roots = [b for b, cells in enumerate(asked) if cells]
+    answers = [[answer] for answer in forward.read(logits[roots], [asked[b][0].read for b in roots])] if roots else []
+    if len(roots) < len(jobs) and roots:
+        forward.keep(roots)
+    running = [running[b] for b in roots]
+    while running:
+        asked = [_next(run, said) for run, said in zip(running, answers, strict=True)]
+        going = [b for b, cells in enumerate(asked) if cells]
+        if len(going) < len(running) and going:
+            forward.keep(going)
+        running, asked = [running[b] for b in going], [asked[b] for b in going]
+        yield
+        answers = forward.wave(asked) if running else []
+
+
+def _next(run: Generator[list[Cell], list[Answer], None], answers: list[Answer] | None = None) -> list[Cell]:
+    """What a job asks for next; nothing when it has ended."""
+    try:
+        return next(run) if answers is None else run.send(answers)
+    except StopIteration:
+        return []

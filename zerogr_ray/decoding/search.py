@@ -1,151 +1,203 @@
-"""One query's search: which docids its draws give, and which nodes' logits it still needs to know.
+"""Draws at rising temperature: which docids they give, and which nodes' logits they still need to know.
 
-The LM's logits at a node depend on (prompt, path) only. So a search keeps the logits of every node it has seen and
-runs all draws ahead as far as those let it: a draw that meets an unknown node asks for it and the next draw goes on.
-Everything asked for is computed in one wave; then the draws are replayed from the first that was blocked. A draw
-counts once no draw before it is blocked, and since its noise is keyed (see noise.py), it is then bit for bit what
-drawing one after the other gives.
+A search runs all draws ahead as far as the known nodes let it: a draw that meets an unknown node asks for it and the
+next draw goes on. Everything asked for is computed in one wave; then the draws are replayed from the first that was
+blocked. A draw counts once no draw before it is blocked, and since its noise is keyed (see noise.py), it is then bit
+for bit what drawing one after the other gives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zerogr_ray.decoding.noise import gumbel
-from zerogr_ray.index.trie import Trie
+from zerogr_ray.decoding.tree import SearchTree
+
+Path = list[tuple[int, int]]
+"""Root to leaf: (node, place of the next node among the node's children); the leaf's place is -1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A leaf that was drawn, by which draw, and its log-probability under the trie at temperature 1."""
+    """A leaf that was found, its number in the order of finding, and its log-probability (see SearchTree.logprob)."""
 
     leaf: int
     draw: int
     logprob: float
 
 
-@dataclass(eq=False)
-class Node:
-    """A node whose children compete: their logits less what was removed."""
+class Harvest:
+    """Leaves found so far; counts distinct documents where a document may have several docids."""
 
-    logits: NDArray[np.float32]
-    """(children,) as the LM gave them."""
-    surviving: NDArray[np.float32]
-    """(children,) the same with -inf where a child was removed."""
-    log_total: float
-    """log sum exp of `logits`."""
+    def __init__(self, tree: SearchTree, wanted: int, owner_of: Callable[[int], int] | None = None) -> None:
+        self.tree, self.wanted = tree, wanted
+        self.found: list[Drawn] = []
+        self.documents = 0
+        self._owner_of = owner_of
+        self._seen: set[int] = set()
+
+    @property
+    def enough(self) -> bool:
+        """Whether the wanted number of documents is there."""
+        return self.documents >= self.wanted
+
+    def size(self, leaf: int) -> int:
+        """Documents of a leaf."""
+        rows = self.tree.view.rows(leaf)
+        return len(rows) if self._owner_of is None else len(set(map(self._owner_of, rows.tolist())) - self._seen)
+
+    def add(self, path: list[int], draw: int) -> None:
+        """A draw has ended at the leaf path[-1]."""
+        rows = self.tree.view.rows(path[-1])
+        if self._owner_of is None:
+            self.documents += len(rows)
+        else:
+            self._seen.update(map(self._owner_of, rows.tolist()))
+            self.documents = len(self._seen)
+        self.found.append(Drawn(path[-1], draw, self.tree.logprob(path)))
 
 
 class Search:
-    """Draws without repetition in mode `reference`: removal renormalises at each node over what survives."""
+    """Draws without repetition.
 
-    def __init__(self, trie: Trie, temperatures: NDArray[np.float64], seed: int, documents: int) -> None:
-        """Draw until `documents` documents are found, K = len(temperatures) draws are made, or nothing is left."""
-        self.trie, self.temperatures, self.seed, self.wanted = trie, temperatures, seed, documents
-        self.found: list[Drawn] = []
+    Modes `reference` and `sampling`: removal renormalises at each node over the children that survive (the published
+    algorithm). Mode `exact`: each draw is from the tempered distribution over all docids, given that it is none of
+    those drawn before: what was removed below a child is subtracted from the child's probability.
+    """
+
+    def __init__(self, harvest: Harvest, temperatures: NDArray[np.float64], seed: int, exact: bool = False) -> None:
+        """Draw until the harvest is enough, K = len(temperatures) draws are made, or nothing is left."""
+        self.harvest, self.tree = harvest, harvest.tree
+        self.temperatures, self.seed, self.exact = temperatures, seed, exact
         self.waves = 0
-        self._found_documents = 0
-        self._nodes: dict[int, Node] = {}
         self._noise: dict[int, dict[int, NDArray[np.float64]]] = {}  # draw -> node -> noise, until the draw counts
-        self._alive: dict[int, int] = {}  # children left, for nodes that have lost some
-        self._dead: set[int] = set()
+        self._surviving: dict[int, NDArray[np.float32]] = {}  # weights, -inf where a child is gone
+        self._left: dict[int, int] = {}  # children left, for nodes that have lost some
+        self._touched: dict[int, dict[int, int]] = {}  # node -> place of a child -> leaves removed below it
+        self._gone: set[int] = set()
 
     @property
     def finished(self) -> bool:
         """Whether no further draw is due."""
-        enough = self._found_documents >= self.wanted or len(self.found) >= len(self.temperatures)
-        return enough or 0 in self._dead
-
-    def learn(self, node: int, logits: NDArray[np.float32]) -> None:
-        """Take the LM's logits of the children of `node`, shape (children,)."""
-        top = float(logits.max())
-        log_total = top + float(np.log(np.exp(logits - top, dtype=np.float64).sum()))
-        self._nodes[node] = Node(logits, logits.copy(), log_total)
+        return self.harvest.enough or len(self.harvest.found) >= len(self.temperatures) or 0 in self._gone
 
     def advance(self) -> list[int]:
         """Draw as far as the known nodes allow. Returns the nodes to learn before the next call; none when finished."""
         needed: dict[int, None] = {}
-        undo: list[int] = []
+        undo: list[Path] = []
         ahead = 0  # documents that draws after the first blocked one will bring, at least
-        for draw in range(len(self.found), len(self.temperatures)):
-            if self.finished or self._found_documents + ahead >= self.wanted or 0 in self._dead:
+        harvest = self.harvest
+        for draw in range(len(harvest.found), len(self.temperatures)):
+            if self.finished or harvest.documents + ahead >= harvest.wanted:
                 break
-            leaf, path = self._walk(draw)
-            if leaf is None:
-                needed[path[-1]] = None
+            path = self._walk(draw)
+            leaf = path[-1][0]
+            if len(self.tree.children(leaf)):
+                needed[leaf] = None
                 ahead += 1
-            elif needed:
-                undo += self._remove(path)
-                ahead += len(self.trie.documents_of(leaf))
+                continue
+            self._remove(path)
+            if needed:
+                undo.append(path)
+                ahead += harvest.size(leaf)
             else:
-                self._remove(path)
                 self._noise.pop(draw, None)
-                self.found.append(Drawn(leaf, draw, self._logprob(path)))
-                self._found_documents += len(self.trie.documents_of(leaf))
-        self._restore(undo)
+                harvest.add([node for node, _ in path], draw)
+        for path in reversed(undo):
+            self._restore(path)
         self.waves += bool(needed)
         return list(needed)
 
-    def _walk(self, draw: int) -> tuple[int | None, list[int]]:
-        """Leaf and path (root first) of a draw; (None, path to the unknown node) where it is blocked."""
-        T, path = float(self.temperatures[draw]), [0]
+    def _walk(self, draw: int) -> Path:
+        """The path of a draw: to a leaf, or to the node with several children that is not known yet."""
+        T, node, path = float(self.temperatures[draw]), 0, []
+        left: dict[int, float] = {}
         while True:
-            node = path[-1]
-            first, last = self.trie.children(node)
-            if first == last:
-                return node, path
-            if last - first == 1:
-                path.append(first)
-                continue
-            known = self._nodes.get(node)
-            if known is None:
-                return None, path
-            if T == 0.0 or self._alive.get(node) == 1:
-                path.append(first + int(known.surviving.argmax()))
-                continue
-            kept = self._noise.setdefault(draw, {})
-            noise = kept.get(node)
-            if noise is None:
-                noise = kept[node] = gumbel(self.seed, draw, first, last)
-            path.append(first + int((known.surviving / T + noise).argmax()))
+            children = self.tree.children(node)
+            if len(children) < 2:
+                place = len(children) - 1
+            elif node not in self.tree.known:
+                place = -1
+            else:
+                place = self._choose(node, draw, T, left)
+            path.append((node, place))
+            if place < 0:
+                return path
+            node = int(children[place])
 
-    def _remove(self, path: list[int]) -> list[int]:
-        """Remove the leaf at the end of `path` and every ancestor left without children; returns what died."""
-        died = []
-        for parent, child in zip(path[-2::-1], path[:0:-1], strict=True):
-            self._dead.add(child)
-            died.append(child)
-            first, last = self.trie.children(parent)
-            if last - first > 1:
-                self._nodes[parent].surviving[child - first] = -np.inf
-                left = self._alive[parent] = self._alive.get(parent, last - first) - 1
-                if left:
-                    return died
-        self._dead.add(0)
-        died.append(0)
-        return died
+    def _choose(self, node: int, draw: int, T: float, left: dict[int, float]) -> int:
+        branch = self.tree.known[node]
+        surviving = self._surviving.get(node, branch.weights)
+        if T == 0.0 or self._left.get(node) == 1:
+            return int(surviving.argmax())
+        kept = self._noise.setdefault(draw, {})
+        noise = kept.get(node)
+        if noise is None:
+            noise = kept[node] = gumbel(self.seed, draw, branch.children)
+        tempered = surviving / T
+        if self.exact and node in self._touched:
+            tempered = tempered.astype(np.float64)
+            for place in self._touched[node]:
+                tempered[place] += self._log_left(int(branch.children[place]), T, left)
+        return int((tempered + noise).argmax())
 
-    def _restore(self, died: list[int]) -> None:
-        for child in reversed(died):
-            self._dead.discard(child)
-            if child == 0:
-                continue
-            parent = self.trie.parent(child)
-            first, last = self.trie.children(parent)
-            if last - first > 1:
-                node = self._nodes[parent]
-                node.surviving[child - first] = node.logits[child - first]
-                self._alive[parent] += 1
+    def _log_left(self, node: int, T: float, memo: dict[int, float]) -> float:
+        """Log of the share of a node's probability at temperature T that removals have left below it."""
+        if node in self._gone:
+            return -np.inf
+        touched = self._touched.get(node)
+        if not touched:
+            return 0.0
+        if node not in memo:
+            children = self.tree.children(node)
+            if len(children) == 1:
+                memo[node] = self._log_left(int(children[0]), T, memo)
+            else:
+                whole = self.tree.known[node].weights.astype(np.float64) / T
+                whole -= whole.max()
+                left = whole.copy()
+                for place in touched:
+                    left[place] += self._log_left(int(children[place]), T, memo)
+                memo[node] = float(np.log(np.exp(left).sum()) - np.log(np.exp(whole).sum()))
+        return memo[node]
 
-    def _logprob(self, path: list[int]) -> float:
-        total = 0.0
-        for parent, child in pairwise(path):
-            first, last = self.trie.children(parent)
-            if last - first > 1:
-                node = self._nodes[parent]
-                total += float(node.logits[child - first]) - node.log_total
-        return total
+    def _remove(self, path: Path) -> None:
+        """Remove the leaf at the end of `path` and every ancestor left without children."""
+        if self.exact:
+            for node, place in path[:-1]:
+                counts = self._touched.setdefault(node, {})
+                counts[place] = counts.get(place, 0) + 1
+        self._gone.add(path[-1][0])
+        for node, place in path[-2::-1]:
+            children = self.tree.children(node)
+            if len(children) > 1:
+                surviving = self._surviving.get(node)
+                if surviving is None:
+                    surviving = self._surviving[node] = self.tree.known[node].weights.copy()
+                surviving[place] = -np.inf
+                self._left[node] = self._left.get(node, len(children)) - 1
+                if self._left[node]:
+                    return
+            self._gone.add(node)
+
+    def _restore(self, path: Path) -> None:
+        """Undo the last removal, that of `path`."""
+        if self.exact:
+            for node, place in path[:-1]:
+                counts = self._touched[node]
+                counts[place] -= 1
+                if not counts[place]:
+                    del counts[place]
+        self._gone.discard(path[-1][0])
+        for node, place in path[-2::-1]:
+            children = self.tree.children(node)
+            if len(children) > 1:
+                self._surviving[node][place] = self.tree.known[node].weights[place]
+                self._left[node] += 1
+                if self._left[node] > 1:
+                    return
+            self._gone.discard(node)

@@ -41,8 +41,8 @@ def evaluate_index(
     run: Run = {}
     started = time.monotonic()
     with progress("search", len(collection.queries), unit="queries", quiet=quiet) as bar:
-        for start in range(0, len(collection.queries), config.batch):
-            batch = collection.queries[start : start + config.batch]
+        for start in range(0, len(collection.queries), retriever.cache.batch):
+            batch = collection.queries[start : start + retriever.cache.batch]
             own = str(retriever.bundle.manifest["instruction"])
             asked = [query.instruction or own for query in batch]
             for query, hits in zip(

@@ -11,11 +11,13 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import IndexConfig
@@ -24,7 +26,7 @@ from zerogr_ray.corpus.normalise import normalise
 from zerogr_ray.docids.generate import WriteDocIds
 from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.generation.writer import Writer, engine_resources
-from zerogr_ray.index.bundle import FORMAT, check_target, open_index, write_index
+from zerogr_ray.index.bundle import DOCUMENTS, FORMAT, check_target, open_index, write_index
 from zerogr_ray.models import find_model, fingerprint, load_format
 from zerogr_ray.queries.generate import WriteQueries
 from zerogr_ray.stage import Output, ShardTask, map_shards, progress
@@ -106,7 +108,7 @@ class _Plan:
         pairs = key_of("pairs", 1, docids, queries, cfg.queries.passages, cfg.queries.passage_words)
         recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
         training = key_of("training", 1, pairs, model, cfg.instruction, recipe)
-        return cls(docids, queries, pairs, training, key_of("index", FORMAT, training))
+        return cls(docids, queries, pairs, training, key_of("index", FORMAT, training, cfg.postings))
 
 
 def _current(target: Path, key: str) -> dict[str, Any] | None:
@@ -190,17 +192,9 @@ def _publish(
     plan: _Plan,
     facts: dict[str, Any],
 ) -> dict[str, Any]:
-    docnos: list[str] = []
-    texts: list[str] = []
-    titles: list[str] = []
-    for shard in source.shards():
-        rows = docids.folder.read_table(shard)
-        docnos += rows["docno"].to_pylist()
-        texts += rows["docid"].to_pylist()
-        titles += source.folder.read_table(shard, ["title"])["title"].to_pylist()
     if load_format(tuned).fingerprint != prompt_format.fingerprint:
         raise BuildError(f"the tokenizer saved in {tuned} gives other prompts than the one it was trained with")
-    tokens = prompt_format.docids(texts)
+    documents = _joined(_documents(shard, source, docids, prompt_format) for shard in source.shards())
     about = {
         "key": plan.index,
         "corpus": facts["fingerprint"],
@@ -208,7 +202,29 @@ def _publish(
         "model": {"trained_from": cfg.model, "fingerprint": fingerprint(tuned)},
         "prompt_format": prompt_format.fingerprint,
     }
-    return write_index(target, docnos, texts, tokens, titles, prompt_format.end, tuned, about)
+    vocab = len(prompt_format.tokenizer) if cfg.postings else None
+    return write_index(target, documents, prompt_format.end, tuned, about, vocab)
+
+
+def _documents(shard: str, source: Output, docids: Output, prompt_format: Any) -> pa.Table:
+    """What the index holds of a shard's documents, as DOCUMENTS says."""
+    rows, titles = docids.folder.read_table(shard), source.folder.read_table(shard, ["title"])["title"]
+    tokens = pa.array(prompt_format.docids(rows["docid"].to_pylist()), DOCUMENTS.field("tokens").type)
+    return pa.table([rows["docno"], rows["docid"], tokens, titles], schema=DOCUMENTS)
+
+
+def _joined(shards: Iterable[pa.Table], rows: int = 1 << 18) -> pa.Table:
+    """One table, in chunks of `rows` documents or a few more: a chunk for every small shard would slow every access."""
+    chunks: list[pa.Table] = []
+    held: list[pa.Table] = []
+    count = 0
+    for shard in shards:
+        held.append(shard)
+        count += shard.num_rows
+        if count >= rows:
+            chunks.append(pa.concat_tables(held).combine_chunks())
+            held, count = [], 0
+    return pa.concat_tables([*chunks, pa.concat_tables([DOCUMENTS.empty_table(), *held]).combine_chunks()])
 
 
 class _Clock:

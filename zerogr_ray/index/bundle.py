@@ -3,6 +3,9 @@
     manifest.json      counts, fingerprints, every file's size and sha256
     trie/*.npy         see trie.py
     documents.arrow    docno, docid, tokens, title in the trie's document order
+    by_docno.npy       numbers of the documents, sorted by docno
+    owners.npy         whose each document is, where one has several docids
+    postings/*.npy     see postings.py; only where asked for
     model/             safetensors, tokenizer, chat template
 
 It is built under a temporary name and appears in one step, so there is never half an index; nothing in it is code.
@@ -16,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +27,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from zerogr_ray.errors import BuildError, IndexRefused
+from zerogr_ray.index.postings import Postings
 from zerogr_ray.index.trie import ARRAYS, Trie
+from zerogr_ray.index.trie_build import Ints
 
-FORMAT = 1
+FORMAT = 2
 
 DOCUMENTS = pa.schema(
     [("docno", pa.string()), ("docid", pa.string()), ("tokens", pa.list_(pa.uint32())), ("title", pa.string())]
 )
+
+PRIORS = ("priors", "tail_priors", "next_prior")
+
+WRITTEN = 1 << 20
+"""Documents that are put into the trie's order at a time."""
 
 
 @dataclass(frozen=True)
@@ -43,37 +55,80 @@ class Bundle:
     manifest: dict[str, Any]
     trie: Trie
     documents: pa.Table
+    by_docno: Ints
+    owners: Ints | None = None
+    """(documents,) which docno each has, as a number; None where every document has one docid."""
+    postings: Postings | None = None
+    priors: NDArray[np.float16] | None = None
+    """(N,) for each trie edge, the mean over calibration texts of its log-probability over the whole vocabulary."""
+    tail_priors: NDArray[np.float16] | None = None
+    """(documents,) the same, summed over the docid's tokens after its distinguishing prefix and the end."""
+    next_prior: NDArray[np.float32] | None = None
+    """(vocabulary,) the same for the token that comes first."""
 
     @property
     def model(self) -> Path:
         """Folder of the retriever's LM."""
         return self.path / "model"
 
+    def rows_of(self, docnos: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
+        """Numbers of all documents that have one of these docnos, ascending, and the docnos that none has.
+
+        A docno has several where a document has several docids. A binary search for all docnos at once: it reads
+        log2(documents) of the stored docnos for each, whatever the size of the index.
+        """
+        wanted = pa.array(docnos, pa.string()).unique()
+        first, past = self._bisect(wanted, pc.less), self._bisect(wanted, pc.less_equal)
+        counts = past - first
+        places = np.repeat(past - np.cumsum(counts), counts) + np.arange(counts.sum())
+        rows = np.sort(self.by_docno[places].astype(np.int64))
+        return rows, wanted.filter(pa.array(counts == 0)).to_pylist()
+
+    def _bisect(self, wanted: pa.Array, comes_before: Callable[[Any, Any], Any]) -> NDArray[np.int64]:
+        """For each wanted docno the number of stored ones that come before it, shape (wanted,)."""
+        docnos, documents = self.documents.select(["docno"]), self.documents.num_rows
+        low, high = np.zeros(len(wanted), dtype=np.int64), np.full(len(wanted), documents)
+        for _ in range(documents.bit_length()):
+            middle = np.minimum((low + high) // 2, documents - 1)
+            stored = take(docnos, self.by_docno[middle])["docno"]
+            before = comes_before(stored, wanted).to_numpy() & (low < high)
+            low, high = np.where(before, middle + 1, low), np.where(before, high, np.minimum(middle, high))
+        return low
+
 
 def write_index(
     out: Path,
-    docnos: Sequence[str],
-    docids: Sequence[str],
-    tokens: Sequence[Sequence[int]],
-    titles: Sequence[str],
+    documents: pa.Table,
     end: int,
     model: Path,
     facts: dict[str, Any],
+    vocab: int | None = None,
+    priors: Callable[[Trie, pa.Table], dict[str, NDArray[Any]]] | None = None,
 ) -> dict[str, Any]:
     """Build the index of these documents and publish it as `out`, replacing an index that is there.
 
-    `tokens[i]` are the tokens of docids[i], `end` the end-of-turn token, `facts` go into the manifest.
-    Returns the manifest.
+    `documents` has the columns of DOCUMENTS, `end` is the end-of-turn token, `facts` go into the manifest. With
+    `vocab`, the model's number of tokens, it gets postings (see postings.py). `priors`, given the trie and the
+    documents in its order, makes the arrays of PRIORS. Returns the manifest.
     """
+    documents = documents.select(DOCUMENTS.names).cast(DOCUMENTS)
     with _publishing(out) as folder:
-        trie, order = Trie.build(tokens, end)
-        (folder / "trie").mkdir()
-        for name, array in trie.arrays().items():
-            np.save(folder / "trie" / f"{name}.npy", array, allow_pickle=False)
-        columns: list[list[Any]] = [[column[i] for i in order] for column in (docnos, docids, tokens, titles)]
-        table = pa.table(columns, schema=DOCUMENTS)
-        with pa.OSFile(str(folder / "documents.arrow"), "wb") as sink, pa.ipc.new_file(sink, DOCUMENTS) as writer:
-            writer.write_table(table, max_chunksize=1 << 16)
+        trie, order = Trie.build(documents["tokens"], end)
+        trie.save(folder / "trie")
+        path = str(folder / "documents.arrow")
+        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, DOCUMENTS) as writer:
+            for start in range(0, len(order), WRITTEN):
+                writer.write_table(take(documents, order[start : start + WRITTEN]), max_chunksize=1 << 16)
+        ordered = pa.ipc.open_file(pa.memory_map(path)).read_all()
+        by_docno = pc.sort_indices(ordered["docno"]).to_numpy()
+        wide = np.uint32 if len(by_docno) < 1 << 32 else np.uint64
+        arrays = {"by_docno": by_docno.astype(wide), **_owners(ordered["docno"], by_docno, wide)}
+        if priors:
+            arrays |= {f"trie/{name}": array for name, array in priors(trie, ordered).items()}
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        if vocab:
+            Postings.build(ordered["tokens"], vocab).save(folder / "postings")
         shutil.copytree(model, folder / "model")
         counts = {"documents": trie.documents, "docids": trie.leaves, "nodes": trie.nodes}
         manifest = {"format": FORMAT, **counts, **facts, "files": _describe(folder)}
@@ -82,6 +137,40 @@ def write_index(
             json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
     return manifest
+
+
+def _owners(docnos: pa.ChunkedArray, by_docno: Ints, wide: Any) -> dict[str, Ints]:
+    """The array `owners`, where a docno comes more than once."""
+    new = np.ones(len(by_docno), dtype=bool)
+    for start in range(1, len(new), WRITTEN):
+        ordered = take(pa.table([docnos], ["docno"]), by_docno[start - 1 : start + WRITTEN])["docno"]
+        new[start : start + WRITTEN] = pc.not_equal(ordered[1:], ordered[:-1]).to_numpy()
+    if new.all():
+        return {}
+    owners = np.empty(len(new), dtype=wide)
+    owners[by_docno] = np.cumsum(new) - 1
+    return {"owners": owners}
+
+
+def take(table: pa.Table, rows: Ints) -> pa.Table:
+    """The given rows of a table, in their order, as one chunk.
+
+    Table.take joins all chunks of a column before it takes a row: it reads the whole column, and fails on one of
+    more than 2 GiB. This reads what it returns, and looks at every chunk: there should be few.
+    """
+    batches = table.to_batches()
+    ends = np.cumsum([batch.num_rows for batch in batches])
+    order = np.argsort(rows, kind="stable")
+    ascending = np.asarray(rows)[order].astype(np.int64)
+    cuts = [0, *np.searchsorted(ascending, ends)]
+    parts = [
+        batch.take(pa.array(ascending[first:past] - (end - batch.num_rows)))
+        for batch, end, first, past in zip(batches, ends, cuts[:-1], cuts[1:], strict=True)
+        if first < past
+    ]
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    return pa.Table.from_batches(parts, table.schema).combine_chunks().take(pa.array(place))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -125,17 +214,24 @@ def open_index(path: Path) -> Bundle:
     present = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {"manifest.json"}
     if extra := sorted(present - set(manifest["files"])):
         raise IndexRefused(f"{path / extra[0]} does not belong to the index; remove it")
-    needed = ["documents.arrow", *(f"trie/{name}.npy" for name in ARRAYS)]
+    needed = ["documents.arrow", "by_docno.npy", *(f"trie/{name}.npy" for name in ARRAYS)]
     if lost := [name for name in needed if name not in manifest["files"]]:
         raise IndexRefused(f"{path}/manifest.json does not list {lost[0]}; build the index again")
-    arrays = {name: np.load(path / "trie" / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
     documents = pa.ipc.open_file(pa.memory_map(str(path / "documents.arrow"))).read_all()
-    trie = Trie(**arrays)
+    trie = Trie.open(path / "trie")
+    by_docno = np.load(path / "by_docno.npy", mmap_mode="r", allow_pickle=False)
+    listed = manifest["files"]
+    optional = {
+        name.rpartition("/")[2]: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in ("owners", *(f"trie/{name}" for name in PRIORS))
+        if f"{name}.npy" in listed
+    }
+    postings = Postings.open(path / "postings") if "postings/rows.npy" in listed else None
     if documents.num_rows != trie.documents:
         raise IndexRefused(
             f"{path} holds {documents.num_rows} documents but {trie.documents} in its trie; build it again"
         )
-    return Bundle(path, manifest, trie, documents)
+    return Bundle(path, manifest, trie, documents, by_docno, postings=postings, **optional)
 
 
 def check_target(out: Path) -> None:

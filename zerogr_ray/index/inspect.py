@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from zerogr_ray.docids.statistics import docid_statistics
-from zerogr_ray.index.bundle import open_index
+from zerogr_ray.index.bundle import open_index, take
 from zerogr_ray.index.trie import Trie
 
 
@@ -20,7 +20,7 @@ def inspect_index(path: Path, samples: int = 10) -> dict[str, Any]:
     lengths = pc.list_value_length(documents["tokens"]).to_numpy()
     statistics = docid_statistics(documents["docid"].to_pylist(), lengths.tolist(), leaf_depths(bundle.trie).tolist())
     rows = np.unique(np.linspace(0, documents.num_rows - 1, min(samples, documents.num_rows)).astype(int))
-    sizes = {"trie": 0, "documents.arrow": 0, "model": 0}
+    sizes = {"trie": 0, "documents.arrow": 0, "by_docno.npy": 0, "model": 0}
     for name, file in manifest["files"].items():
         sizes[name.split("/")[0]] += file["size"]
     return {
@@ -31,7 +31,7 @@ def inspect_index(path: Path, samples: int = 10) -> dict[str, Any]:
         "docids": statistics.__dict__,
         "trie": {"nodes": bundle.trie.nodes, "root_children": bundle.trie.children(0)[1] - 1},
         "bytes": sizes,
-        "samples": documents.select(["docno", "docid"]).take(rows).to_pylist(),
+        "samples": take(documents.select(["docno", "docid"]), rows).to_pylist(),
     }
 
 

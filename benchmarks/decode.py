@@ -1,0 +1,469 @@
+"""Claim: our decoder gives the published algorithm's hits in a fraction of its time. Prints one JSON object.
+
+    python benchmarks/decode.py [--dtypes float32 bfloat16]     2 CPU cores: about 30 minutes
+    python benchmarks/decode.py --cuda-only                     the figures of a GPU alone: 5 minutes
+
+identical_share   share of queries whose K hits equal, in order, those of drawing one after the other with the same seed
+speedup           seconds per query of the published algorithm (published.py) / ours, one query at a time
+token_ratio       tokens that we forward / prompt and path tokens that drawing one after the other cannot do without,
+                  nothing kept from earlier queries (token_ratio_warm: with the instruction's cache kept, as in use)
+waves_over_depth  forwards after the prompt's, less the depth of the trie, at most
+forward_share     share of our wall time that is spent in the model
+batch16_gain      queries per second with 16 in a batch / one at a time
+
+What is compared runs in one process, in turns, on the same queries. On a busy machine look at
+speedup_in_processor_seconds and use --threads 1: torch's threads wait for each other thousands of times per generate,
+and where a core is taken away that inflates the published algorithm's wall time more than ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.published import dict_tree, draw_published
+from tests.decoding.oracle import draw_one_by_one
+from zerogr_ray.config import CacheConfig, DecodeConfig
+from zerogr_ray.corpus.collections import read_collection
+from zerogr_ray.decoding.forward import TreeForward
+from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.decoding.schedule import temperatures
+from zerogr_ray.decoding.search import Search
+from zerogr_ray.docids.clean import clean_docid
+from zerogr_ray.errors import ZeroGRError
+from zerogr_ray.index.bundle import DOCUMENTS, open_index, write_index
+from zerogr_ray.index.trie import Trie
+from zerogr_ray.models import find_model, fingerprint, hush, load_format
+from zerogr_ray.rows import Hit
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "smollm2-135m-instruct"
+WORDS = 8
+BATCH = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--collection", default="../shared/data/scifact", help="folder with corpus.jsonl and queries")
+    parser.add_argument("--docids", type=int, default=5000, help="distinct docids of the index")
+    parser.add_argument("--queries", type=int, default=8, help="queries decoded by us and by the sequential oracle")
+    parser.add_argument("--published-queries", type=int, default=2, help="of these, decoded by the published algorithm")
+    parser.add_argument("--draws", type=int, default=100, help="K")
+    parser.add_argument("--repeats", type=int, default=3, help="times that batch and single are measured in turns")
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, help="torch's threads; fewer than cores where others use the machine")
+    parser.add_argument("--cuda-only", action="store_true", help="only the figures of cuda_figures()")
+    parser.add_argument("--cuda-seconds", type=float, default=240, help="time that cuda_figures() measures for")
+    parser.add_argument("--cuda-dry-run", action="store_true", help="run cuda_figures() with a tiny model on the CPU")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/decode.json")
+    args = parser.parse_args()
+    hush()
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    result: dict[str, Any] = {}
+    if not (args.cuda_only or args.cuda_dry_run):
+        try:
+            result = decode_figures(args)
+        except ZeroGRError as error:
+            parser.error(str(error))
+    if args.cuda_only or args.cuda_dry_run or torch.cuda.is_available():
+        result["cuda"] = cuda_figures(args.cuda_dry_run, args.cuda_seconds)
+    result |= {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": machine(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    text = json.dumps(rounded(result), indent=1)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(text + "\n")
+    print(text)
+
+
+def decode_figures(args: argparse.Namespace) -> dict[str, Any]:
+    """All figures on the collection: those of the first dtype, those of each other dtype under its name."""
+    collection = read_collection(args.collection)
+    queries = [query.text for query in collection.queries[: max(args.queries, BATCH)]]
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder) / "index", Path(args.collection), collection.instruction, args.docids)
+        first, *others = (
+            figures(
+                Retriever.load(Path(folder) / "index", args.device, dtype, CacheConfig(batch=BATCH)),
+                queries,
+                dtype,
+                args,
+            )
+            for dtype in args.dtypes
+        )
+    return first | {other["dtype"]: other for other in others}
+
+
+def build(out: Path, collection: Path, instruction: str, docids: int) -> None:
+    """An index of the first documents that have `docids` different docids: the titles' first words, cleaned."""
+    rows: list[dict[str, str]] = []
+    seen: set[str] = set()
+    with (collection / "corpus.jsonl").open() as lines:
+        for row in map(json.loads, lines):
+            docid, _ = clean_docid(row["title"], row["title"], row["text"], row["_id"], WORDS)
+            rows.append({"docno": row["_id"], "docid": docid, "title": row["title"]})
+            seen.add(docid)
+            if len(seen) == docids:
+                break
+        else:
+            raise ZeroGRError(f"{collection} gives {len(seen)} different docids; ask for at most that many: --docids")
+    model = find_model(MODEL)
+    fmt = load_format(model)
+    tokens = fmt.docids([row["docid"] for row in rows])
+    facts = {
+        "key": "benchmark",
+        "instruction": instruction,
+        "model": {"trained_from": MODEL, "fingerprint": fingerprint(model)},
+        "prompt_format": fmt.fingerprint,
+    }
+    docnos, texts, titles = ([row[name] for row in rows] for name in ("docno", "docid", "title"))
+    write_index(out, pa.table([docnos, texts, tokens, titles], schema=DOCUMENTS), fmt.end, model, facts)
+
+
+def figures(retriever: Retriever, queries: list[str], dtype: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one loaded retriever."""
+    trie, documents, K = retriever.bundle.trie, retriever.bundle.documents, args.draws
+    cfg = DecodeConfig(draws=K, mode="reference", order="draw")
+    T_K = temperatures(cfg, K)
+    tokens = documents["tokens"].to_pylist()
+    tree, longest = dict_tree(tokens, retriever.format.end), max(map(len, tokens))
+    docnos, leaf_of, depth = documents["docno"].to_pylist(), leaves_by_row(trie), depth_of(trie)
+    row_of = {docno: row for row, docno in enumerate(docnos)}
+    bar = tqdm(total=args.queries + args.published_queries + args.repeats, desc=dtype, file=sys.stderr)
+
+    seconds: list[float] = []
+    processor: list[float] = []
+    inside: list[float] = []
+
+    def ours(query: str) -> tuple[list[Hit], float]:
+        with forward_clock(retriever.model) as clock:
+            started, began = time.perf_counter(), time.process_time()
+            hits = retriever.search(query, k=K, config=cfg)
+            seconds.append(time.perf_counter() - started)
+            processor.append(time.process_time() - began)
+        inside.append(sum(clock))
+        return hits, seconds[-1]
+
+    for query in queries[:2]:  # the first calls pay for allocations and for reading the index
+        ours(query)
+    for kept_times in (seconds, processor, inside):
+        kept_times.clear()
+
+    same: list[bool] = []
+    ratios: list[float] = []
+    warm: list[float] = []
+    over: list[int] = []
+    gains: list[float] = []
+    processor_gains: list[float] = []
+    published: list[float] = []
+    copying: list[float] = []
+    for number, query in enumerate(queries[: args.queries]):
+        prompt = retriever.format.prompts(retriever.bundle.manifest["instruction"], [query], cfg.query_tokens)[0]
+        hits, spent = ours(query)
+        drawn = list(dict.fromkeys(leaf_of[row_of[hit.docno]] for hit in hits))
+        needed = len(prompt) + tokens_needed(trie, drawn)
+        fresh = Retriever(retriever.bundle, retriever.model, retriever.format, retriever.cache)
+        for searcher, kept in ((fresh, ratios), (retriever, warm)):
+            with made(Search, TreeForward) as new:
+                searcher.search(query, k=K, config=cfg)
+            searches = [x for x in new if isinstance(x, Search)]
+            forwards = [x for x in new if isinstance(x, TreeForward)]
+            assert len(searches) == len(forwards) == 1, "one query is one search and one key-value cache"
+            kept.append(forwards[0].tokens_forwarded / needed)
+            over.append(searches[0].waves - depth)
+        if number < args.published_queries:
+            before = processor[-1]
+            started, began = time.perf_counter(), time.process_time()
+            _, copied = draw_published(retriever.model, tree, prompt, T_K, retriever.format.end, longest)
+            published.append(time.perf_counter() - started)
+            worked = time.process_time() - began
+            copying.append(copied)
+            gains.append(published[-1] / (0.5 * (spent + ours(query)[1])))  # ours before and after
+            processor_gains.append(worked / (0.5 * (before + processor[-1])))
+            bar.update()
+        leaves = draw_one_by_one(trie, Sequential(retriever.model, prompt), T_K, cfg.seed)
+        expected = [docnos[row] for leaf in leaves for row in trie.documents_of(leaf)][:K]
+        same.append([hit.docno for hit in hits] == expected)
+        bar.update()
+
+    batch_gains: list[float] = []
+    for _ in range(args.repeats):
+        started = time.perf_counter()
+        retriever.search_many(queries[:BATCH], k=K, config=cfg)
+        together = time.perf_counter() - started
+        batch_gains.append(sum(ours(query)[1] for query in queries[:BATCH]) / together)
+        bar.update()
+    bar.close()
+    return {
+        "identical_share": sum(same) / len(same),
+        "speedup": median(gains) if gains else None,
+        "token_ratio": sum(ratios) / len(ratios),
+        "waves_over_depth": max(over),
+        "forward_share": sum(inside) / sum(seconds),
+        "batch16_gain": median(batch_gains),
+        "p50_seconds": median(seconds),
+        "published_seconds": median(published) if published else None,
+        "published_copy_seconds": median(copying) if copying else None,
+        "token_ratio_warm": sum(warm) / len(warm),
+        "speedup_in_processor_seconds": median(processor_gains) if processor_gains else None,
+        "speedups": gains,
+        "batch16_gains": batch_gains,
+        "depth": depth,
+        "dtype": dtype,
+        "device": str(retriever.model.device),
+        "docids": trie.leaves,
+        "queries": args.queries,
+        "published_queries": len(published),
+        "K": K,
+    }
+
+
+class Sequential:
+    """Logits of one query as plain decoding computes them: one token after the other behind the prompt's cache."""
+
+    def __init__(self, model: Any, prompt: Sequence[int]) -> None:
+        from transformers import DynamicCache
+
+        self.model, self.prompt_tokens = model, len(prompt)
+        self.cache, self.path = DynamicCache(), tuple[int, ...]()
+        self.known: dict[tuple[int, ...], torch.Tensor] = {(): self._forward(prompt)}
+
+    def __call__(self, path: tuple[int, ...], tokens: list[int]) -> NDArray[np.float32]:
+        """Logits of `tokens` after prompt + path. They depend on the path alone, so each is computed once."""
+        if path not in self.known:
+            kept = next((n for n, (a, b) in enumerate(zip(path, self.path, strict=False)) if a != b), len(self.path))
+            self.cache.crop(self.prompt_tokens + kept)
+            for n in range(kept, len(path)):
+                self.known[path[: n + 1]] = self._forward(path[n : n + 1])
+            self.path = path
+        return self.known[path][tokens].float().cpu().numpy()
+
+    @torch.inference_mode()
+    def _forward(self, tokens: Sequence[int]) -> torch.Tensor:
+        ids = torch.tensor([list(tokens)], device=self.model.device)
+        logits: torch.Tensor = self.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
+        return logits[0, -1]
+
+
+def leaves_by_row(trie: Trie) -> dict[int, int]:
+    """Document number -> its leaf."""
+    leaves = np.flatnonzero(np.diff(trie.first_child.astype(np.int64)) == 0).tolist()
+    return {row: leaf for leaf in leaves for row in trie.documents_of(leaf)}
+
+
+def depth_of(trie: Trie) -> int:
+    """Edges on the longest path: nodes are numbered level by level, so the last node is a deepest one."""
+    return len(trie.path(trie.nodes - 1))
+
+
+def tokens_needed(trie: Trie, leaves: Sequence[int]) -> int:
+    """Path tokens that no way of drawing `leaves` in this order can leave out.
+
+    These are the nodes at which a draw had to choose among two or more children that were left, and their ancestors.
+    """
+    needed: set[int] = set()
+    lost: dict[int, int] = {}  # node -> children removed
+    for leaf in leaves:
+        path = [leaf]
+        while path[-1]:
+            path.append(trie.parent(path[-1]))
+
+        def left(node: int) -> int:
+            first, last = trie.children(node)
+            return last - first - lost.get(node, 0)
+
+        choices = [n for n, node in enumerate(path) if left(node) > 1]
+        needed.update(path[min(choices) :] if choices else [])
+        for node in path[1:]:
+            lost[node] = lost.get(node, 0) + 1
+            if left(node):
+                break
+    return len(needed - {0})
+
+
+@contextmanager
+def made(*kinds: type) -> Iterator[list[Any]]:
+    """The objects of these kinds that are made inside the block: counters that no public result carries."""
+    new: list[Any] = []
+    plain = {kind: kind.__init__ for kind in kinds}  # type: ignore[misc]
+
+    def recording(init: Any) -> Any:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            init(self, *args, **kwargs)
+            new.append(self)
+
+        return __init__
+
+    for kind, init in plain.items():
+        kind.__init__ = recording(init)  # type: ignore[misc]
+    try:
+        yield new
+    finally:
+        for kind, init in plain.items():
+            kind.__init__ = init  # type: ignore[misc]
+
+
+@contextmanager
+def forward_clock(model: Any) -> Iterator[list[float]]:
+    """Seconds of every forward of `model` inside the block, also of its trunk or its head where called alone."""
+    spent: list[float] = []
+    running = False
+    wait: Any = torch.cuda.synchronize if model.device.type == "cuda" else (lambda: None)
+
+    def timed(forward: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal running
+            if running:  # a part, called by the whole
+                return forward(*args, **kwargs)
+            running = True
+            wait()
+            started = time.perf_counter()
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                wait()
+                spent.append(time.perf_counter() - started)
+                running = False
+
+        return call
+
+    parts = [model, model.base_model, model.get_output_embeddings()]
+    for part in parts:
+        part.forward = timed(part.forward)
+    try:
+        yield spent
+    finally:
+        for part in parts:
+            del part.forward  # the class's own comes back
+
+
+def cuda_figures(dry: bool = False, seconds: float = 240) -> dict[str, Any]:
+    """Queries per second and latency of a 1B model on a GPU: K x batch, all of them in turns until `seconds` are over.
+
+    The model has Llama-3.2-1B's shape and random weights, so its distributions are flatter than a trained retriever's:
+    draws share fewer nodes, and the figures are on the slow side. Prompts and docids are random tokens, docids with
+    Zipf-like frequencies. `dry` runs the same on the CPU with a tiny model.
+    """
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    shape = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
+    device, docids, length = "cuda", 100_000, 300
+    if dry:
+        shape = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+        device, docids, length, seconds = "cpu", 500, 30, 0
+    torch.manual_seed(0)
+    config = LlamaConfig(**shape, **heads, tie_word_embeddings=True, max_position_embeddings=4096)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+    rng = np.random.default_rng(0)
+    words = min(30_000, config.vocab_size - 1)
+    rows = [(words * rng.random(n) ** 4).astype(np.int64).tolist() for n in rng.integers(6, 17, docids)]
+    prompts = RandomPrompts(rng.integers(0, words, (256, length)).tolist(), config.vocab_size - 1)
+    names = [f"d{i}" for i in range(docids)]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "model").mkdir()  # the model is in memory: nothing is read from here
+        documents = pa.table([names, names, rows, names], schema=DOCUMENTS)
+        write_index(Path(folder) / "index", documents, prompts.end, Path(folder) / "model", {"instruction": "none"})
+        bundle = open_index(Path(folder) / "index")  # memory-mapped: it outlives the folder's name
+    retriever = Retriever(bundle, model, prompts, CacheConfig(batch=32))  # type: ignore[arg-type]
+    trie, number = bundle.trie, count()
+
+    def search(K: int, batch: int) -> float:
+        cfg = DecodeConfig(draws=K, mode="reference", order="draw", seed=next(number))
+        queries = [str((cfg.seed * batch + b) % len(prompts.rows)) for b in range(batch)]
+        started = time.perf_counter()
+        retriever.search_many(queries, k=K, config=cfg)  # its hits are on the host: nothing is left to wait for
+        return time.perf_counter() - started
+
+    cells: dict[tuple[int, int], list[float]] = {(K, batch): [] for K in (10, 100) for batch in (1, 8, 32)}
+    notes: dict[tuple[int, int], dict[str, float]] = {}
+    for K, batch in tqdm(cells, desc=f"{device}: warming", file=sys.stderr):
+        search(K, batch)
+        with forward_clock(model) as clock, made(Search, TreeForward) as new:
+            spent = search(K, batch)
+        tokens = sum(x.tokens_forwarded for x in new if isinstance(x, TreeForward))
+        waves = max(x.waves for x in new if isinstance(x, Search))
+        notes[K, batch] = {"forward_share": sum(clock) / spent, "tokens_per_query": tokens / batch, "waves": waves}
+    started, rounds = time.perf_counter(), 0
+    with tqdm(desc=f"{device}: rounds", file=sys.stderr) as bar:
+        while rounds < 3 or time.perf_counter() - started < seconds:
+            for (K, batch), taken in cells.items():
+                taken += [search(K, batch) for _ in range(max(1, 8 // batch))]
+            rounds += 1
+            bar.update()
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu (dry run)",
+        "model": f"{sum(p.numel() for p in model.parameters()) / 1e9:.3g}B parameters, random, bfloat16",
+        "prompt_tokens": length,
+        "docids": trie.leaves,
+        "root_children": trie.children(0)[1] - 1,
+        "depth": depth_of(trie),
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
+        "cells": [
+            {
+                "K": K,
+                "batch": batch,
+                "queries_per_second": batch * len(taken) / sum(taken),
+                "p50_seconds": float(np.percentile(taken, 50)),
+                "p99_seconds": float(np.percentile(taken, 99)),
+                "calls": len(taken),
+                **notes[K, batch],
+            }
+            for (K, batch), taken in cells.items()
+        ],
+    }
+
+
+class RandomPrompts:
+    """Stands in for the prompt format of a model without a tokenizer: the query "7" is prompt number 7."""
+
+    def __init__(self, rows: list[list[int]], end: int) -> None:
+        self.rows, self.end = rows, end
+
+    def prompts(self, _instruction: str, queries: Sequence[str], _query_tokens: int) -> list[list[int]]:
+        """The prompts that `queries` number; prompt 0 for a probe of what prompts have in common, which is nothing."""
+        return [self.rows[int(query) if query.isdigit() else 0] for query in queries]
+
+
+def machine() -> str:
+    """Cores, vector instructions and memory, as the system gives them."""
+    gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return f"{len(os.sched_getaffinity(0))} cores, {torch.backends.cpu.get_cpu_capability()}, {gib:.0f} GB"
+
+
+def rounded(value: Any) -> Any:
+    """`value` with every number in it to four digits."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Planning ahead against a count of every docid's tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zerogr_ray.decoding.plan import plan_ahead
+from zerogr_ray.index.postings import Postings
+
+VOCAB = 9
+docid_lists = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6), min_size=1, max_size=40)
+# Halves and small whole numbers add up exactly in any order, so ties are ties.
+gains = st.lists(st.integers(-12, 8).map(lambda half: half / 2), min_size=VOCAB, max_size=VOCAB)
+
+
+def build(docids):
+    return Postings.build(pa.array(docids, type=pa.list_(pa.uint32())), VOCAB)
+
+
+def scores_by_hand(docids, gain):
+    return [sum(gain[token] for token in Counter(docid)) for docid in docids]
+
+
+def best_by_hand(docids, gain, n):
+    scores = scores_by_hand(docids, gain)
+    return sorted(sorted(range(len(docids)), key=lambda row: (-scores[row], row))[:n])
+
+
+@settings(max_examples=60)
+@given(docid_lists, gains, st.integers(1, 45))
+def test_the_plan_is_the_best_bags_of_tokens_the_lower_row_first(docids, gain, n):
+    planned = plan_ahead(build(docids), np.array(gain), n)
+    assert planned.tolist() == best_by_hand(docids, gain, n)
+    assert planned.dtype == np.int64
+
+
+@settings(max_examples=60)
+@given(docid_lists, gains, st.integers(1, 45), st.sets(st.integers(0, 39)))
+def test_a_plan_among_some_rows_is_the_best_of_them(docids, gain, n, rows):
+    among = np.array(sorted(row for row in rows if row < len(docids)), dtype=np.int64)
+    best = best_by_hand([docids[row] for row in among], gain, n)
+    assert plan_ahead(build(docids), np.array(gain), n, among).tolist() == among[best].tolist()
+
+
+class Counted:
+    """The rows of postings, counting how many are read."""
+
+    def __init__(self, rows):
+        self.rows, self.read = rows, 0
+
+    def __getitem__(self, part):
+        self.read += len(self.rows[part])
+        return self.rows[part]
+
+
+@settings(max_examples=60)
+@given(docid_lists, gains, st.integers(1, 10), st.integers(0, 12))
+def test_a_truncated_plan_reads_no_more_than_it_may_and_still_has_n_rows(docids, gain, n, read):
+    whole = build(docids)
+    counted = Counted(whole.rows)
+    planned = plan_ahead(replace(whole, rows=counted), np.array(gain), n, read=read)
+    assert len(planned) == min(n, len(docids))
+    assert (np.diff(planned) > 0).all()
+    assert counted.read <= read
+    if len(whole.tokens) <= 8 * read:
+        assert counted.read == 0
+        assert planned.tolist() == best_by_hand(docids, gain, n)
+
+
+def test_reading_a_few_postings_finds_the_documents_that_stand_out():
+    rng = np.random.default_rng(0)
+    docids = [[int(v) for v in rng.choice(6, 4, replace=False)] for _ in range(4000)]
+    wanted = list(range(5, 4000, 100))
+    for row in wanted:
+        docids[row] = [6, 7, int(rng.integers(6))]
+    gain = np.array([-1, -0.5, 0, -1, -0.5, 0, 4, 3, 5], dtype=np.float32)
+    postings = build(docids)
+    planned = plan_ahead(postings, gain, len(wanted), read=400)
+    assert len(postings.tokens) > 8 * 400  # the budget is 40 times smaller than the postings
+    assert planned.tolist() == wanted
+
+
+def test_a_candidate_s_score_counts_the_tokens_that_were_not_read():
+    """Rows 0 to 9 hold the best token beside a bad one; row 10 holds it beside a harmless one."""
+    docids = [[8, 0]] * 10 + [[8, 1]] + [[2, 3]] * 500
+    gain = np.array([-9, 0, -1, -1, -1, -1, -1, -1, 4])
+    assert plan_ahead(build(docids), gain, 1, read=100).tolist() == [10]
+
+
+def test_too_few_candidates_are_not_the_end():
+    docids = [[8]] + [[2, 3]] * 500
+    gain = np.arange(VOCAB) - 4.0
+    assert plan_ahead(build(docids), gain, 20, read=4).tolist() == list(range(20))
+
+
+def test_equal_gains_and_n_beyond_the_corpus():
+    docids = [[1], [2], [3], [4]]
+    assert plan_ahead(build(docids), np.zeros(VOCAB), 2).tolist() == [0, 1]
+    assert plan_ahead(build(docids), np.zeros(VOCAB), 9).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
+@pytest.mark.parametrize("read", [1, 4_000_000])
+def test_what_is_not_a_number_counts_as_very_low(bad, read):
+    docids = [[1, 8], [2, 8], [3], [1, 2]]
+    gain = np.array([0, -3, bad, -4, 0, 0, 0, 0, 2])
+    assert plan_ahead(build(docids), gain, 2, read=read).tolist() == [0, 2]
+    assert plan_ahead(build(docids), np.full(VOCAB, bad), 2, read=read).tolist() == [0, 2]  # row 2 is the shortest
+
+
+def test_a_padded_lm_head_is_cut_and_a_short_one_refused():
+    postings = build([[1], [2]])
+    padded = np.array([0, 1, 2] + [0] * (VOCAB - 3) + [np.nan, 99])
+    assert plan_ahead(postings, padded, 1).tolist() == [1]
+    with pytest.raises(ValueError, match=r"3 gains .* 9"):
+        plan_ahead(postings, np.zeros(3), 1)
+    with pytest.raises(ValueError, match="n is 0"):
+        plan_ahead(postings, padded, 0)

@@ -1,0 +1,174 @@
+"""One request on its way from the prompt's logits to hits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zerogr_ray.config import DecodeConfig
+from zerogr_ray.decoding.cells import ROOT, Answer, Cell
+from zerogr_ray.decoding.frontier import Beam, BestFirst, Exhaustive, over_trie, over_vocabulary
+from zerogr_ray.decoding.plan import plan_ahead
+from zerogr_ray.decoding.schedule import temperatures
+from zerogr_ray.decoding.score import DocidScores, Score
+from zerogr_ray.decoding.search import Drawn, Harvest, Search
+from zerogr_ray.decoding.tree import Floats, Ints, SearchTree
+from zerogr_ray.errors import InputError
+from zerogr_ray.index.live import LiveIndex
+from zerogr_ray.index.view import View
+from zerogr_ray.rows import Hit
+
+EXHAUSTIVE = 100_000
+"""Docids that mode `exhaustive` scores at most."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One query with everything that may differ from query to query."""
+
+    query: str
+    k: int = 10
+    """Documents wanted."""
+    instruction: str | None = None
+    """The retrieval task; None for the one of the index."""
+    config: DecodeConfig = field(default_factory=DecodeConfig)
+    docnos: Sequence[str] | None = None
+    """Only these documents may be found; None for all."""
+
+
+class Job:
+    """A search that says what it needs of the LM and is told, whatever else shares its batch."""
+
+    def __init__(self, request: Request, live: LiveIndex) -> None:
+        """Raises InputError for a request that this index cannot answer."""
+        self.request, self.live = request, live
+        self.view: View = live.view
+        if request.docnos is not None:
+            self.view = self.view.restricted(live.rows_of(request.docnos))
+        cfg, bundle = request.config, live.bundle
+        if cfg.mode == "exhaustive" and self.view.entries > EXHAUSTIVE:
+            raise InputError(f"mode exhaustive scores {EXHAUSTIVE} docids at most, not {self.view.entries}")
+        if cfg.plan_ahead and bundle.postings is None:
+            raise InputError(f"{bundle.path} has no postings for plan_ahead; build it again with --set postings=true")
+        if cfg.prior_weight and bundle.priors is None:
+            raise InputError(f"{bundle.path} has no edge priors; set prior_weight to 0")
+        if cfg.lookahead and not cfg.plan_ahead:
+            raise InputError(f"lookahead {cfg.lookahead} looks at the documents of plan_ahead, which is 0; set both")
+        if cfg.order == "rerank" and bundle.manifest.get("rerank_token") is None:
+            raise InputError(f"{bundle.path} was trained without a rerank head; order by draw or by docid")
+
+    @property
+    def scored(self) -> bool:
+        """Whether hits are ordered by scores of whole docids."""
+        return self.request.config.order != "draw" or self.request.config.mode == "exhaustive"
+
+    def plan(self, next_logprobs: NDArray[np.float32]) -> None:
+        """Restrict the search to the documents that the prompt's next-token log-probabilities, (vocabulary,), favour.
+
+        Documents added since the index was built have no postings and are always searched.
+        """
+        bundle, count = self.live.bundle, self.view.base.documents
+        assert bundle.postings is not None
+        vocab = bundle.postings.vocab
+        self._gain_V = next_logprobs[:vocab] - (0.0 if bundle.next_prior is None else bundle.next_prior[:vocab])
+        among = None if self.view.filter is None else self.view.filter.rows[self.view.filter.rows < count]
+        planned = plan_ahead(bundle.postings, self._gain_V, self.request.config.plan_ahead, among)
+        self.view = self.view.restricted(np.concatenate([planned, np.arange(count, self.view.documents)]))
+
+    def run(self) -> Generator[list[Cell], list[Answer], None]:
+        """Yields the cells it needs, ROOT's answer first; is sent their answers; ends when `hits` can be called."""
+        if not self.view.entries:
+            return
+        cfg = self.request.config
+        self.tree = tree = SearchTree(self.view, cfg.prior_weight)
+        tree.learn(ROOT, (yield [Cell(ROOT, ROOT, 0, self.view.tokens(tree.children(ROOT)))])[0])
+        self.search = self._search(tree)
+        while needed := self.search.advance():
+            yield from self._learn(tree.cells(needed))
+        if self.scored:
+            found = self.search.harvest.found
+            rows = [int(self.view.rows(drawn.leaf)[0]) for drawn in found]  # all rows of a leaf have the same docid
+            self.scores = DocidScores(tree, self.live.end, self.live.bundle.manifest.get("rerank_token"))
+            yield from self._learn(
+                self.scores.cells([drawn.leaf for drawn in found], [self.live.docid_tokens(row) for row in rows])
+            )
+
+    def hits(self) -> list[Hit]:
+        """The best k documents, best first; fewer where there are fewer. A document comes once, under its best docid;
+        documents that share a docid follow each other in the order of the index."""
+        if not self.view.entries:
+            return []
+        found = self.search.harvest.found
+        scores = {drawn.leaf: self._score(drawn.leaf) for drawn in found} if self.scored else {}
+        if self.request.config.order == "rerank":
+            found = sorted(found, key=lambda drawn: -(scores[drawn.leaf].rerank or 0.0))
+        elif self.scored:
+            found = sorted(found, key=lambda drawn: -scores[drawn.leaf].calibrated)
+        hits, above = dict[str, Hit](), np.inf
+        for drawn in found:
+            for row in self.view.rows(drawn.leaf).tolist():
+                document = self.live.document(row)
+                if document["docno"] not in hits:
+                    hit = self._hit(document, drawn, len(hits) + 1, scores.get(drawn.leaf), above)
+                    hits[hit.docno], above = hit, hit.score
+                if len(hits) == self.request.k:
+                    return list(hits.values())
+        return list(hits.values())
+
+    def _learn(self, cells: list[Cell]) -> Generator[list[Cell], list[Answer], None]:
+        if cells:
+            for cell, answer in zip(cells, (yield cells), strict=True):
+                self.tree.learn(cell.key, answer)
+
+    def _search(self, tree: SearchTree) -> Search | Beam | BestFirst | Exhaustive:
+        cfg = self.request.config
+        draws = max(self.request.k, cfg.draws)
+        wanted = draws if self.scored else self.request.k
+        harvest = Harvest(tree, min(wanted, self.view.entries), self.live.owner_of)
+        if cfg.mode == "beam":
+            return Beam(harvest, draws)
+        if cfg.mode == "top_k":
+            return BestFirst(harvest, over_trie)
+        if cfg.mode == "best_first":
+            return BestFirst(harvest, over_vocabulary, self._lookahead() if cfg.lookahead else None)
+        if cfg.mode == "exhaustive":
+            return Exhaustive(harvest)
+        T_K = np.full(draws, cfg.temperature) if cfg.mode == "sampling" else temperatures(cfg, draws)
+        return Search(harvest, T_K, cfg.seed, exact=cfg.mode == "exact")
+
+    def _lookahead(self) -> Callable[[Ints], Floats]:
+        """For each node, the most that the tokens still to come below it promise, as a bag (see plan.py)."""
+        best: dict[int, float] = {}
+        assert self.view.filter is not None
+        for leaf in np.unique(self.view.leaves(self.view.filter.rows)).tolist():
+            path = self.tree.path(leaf)
+            docid = self.live.docid_tokens(int(self.view.rows(leaf)[0]))
+            for depth, node in enumerate(path):
+                rest = list(set(docid[depth:]))
+                best[node] = max(best.get(node, -np.inf), float(self._gain_V[rest].sum()))
+        weight = self.request.config.lookahead
+        return lambda nodes: np.array([weight * best[node] for node in nodes.tolist()], dtype=np.float32)
+
+    def _score(self, leaf: int) -> Score:
+        return self.scores.of(leaf, self.live.tail_prior(int(self.view.rows(leaf)[0])))
+
+    def _hit(self, document: dict[str, str], drawn: Drawn, rank: int, score: Score | None, above: float) -> Hit:
+        value = 1.0 / rank
+        if score is not None:
+            value = score.calibrated if score.rerank is None or self.request.config.order != "rerank" else score.rerank
+            value = min(value, float(np.nextafter(above, -np.inf)))  # documents that share a docid: no ties in a run
+        return Hit(
+            docno=document["docno"],
+            docid=document["docid"],
+            rank=rank,
+            score=value,
+            draw=drawn.draw,
+            temperature=float(self.search.temperatures[drawn.draw]) if isinstance(self.search, Search) else 0.0,
+            logprob=drawn.logprob,
+            docid_logprob=score.logprob if score else None,
+            calibrated=score.calibrated if score else None,
+            rerank=score.rerank if score else None,
+        )

@@ -1,0 +1,106 @@
+"""Planning ahead: which documents a search should walk among, from the prompt's next-token log-probabilities alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zerogr_ray.index.postings import Postings
+
+LOWEST = np.float32(-1e4)  # a token that cannot be written; sums of a docid's tokens still keep three decimals
+SLICE = 1 << 14  # documents scored at once: what is looked up stays in the second-level cache
+
+
+def plan_ahead(
+    postings: Postings,
+    gain_V: NDArray[np.floating],
+    n: int,
+    among: NDArray[np.int64] | None = None,
+    read: int = 4_000_000,
+) -> NDArray[np.int64]:
+    """Rows of the `n` documents with the best bag of tokens, ascending; the lower row where scores are equal.
+
+        score(docid) = sum over its distinct tokens v of gain_V[v],    gain_V = z - mean of z over calibration texts
+
+    z are the next-token log-probabilities behind the prompt (notes/feasibility.md: "Planning ahead"). Every token of
+    the docid counts, those with a negative gain too. A gain that is NaN or infinite counts as -10,000. `among`: only
+    of these rows, ascending, all of which are scored.
+
+    Up to 8 * `read` postings every document is scored and the answer is exact; scoring a token takes about an eighth
+    of the time of reading a posting. Beyond that at most `read` postings, of the tokens with the highest gain, name
+    candidates; what of a candidate was not read is taken to be of average gain, and the most promising `read` / 8 are
+    scored exactly. benchmarks/plan.py measures what that loses. Every document is scored, too, where fewer than `n`
+    candidates are found.
+    Raises ValueError for n < 1 and where `gain_V` is shorter than the vocabulary; what it has beyond (a padded LM
+    head) is ignored.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; plan for at least 1 document")
+    if len(gain_V) < postings.vocab:
+        raise ValueError(f"{len(gain_V)} gains for a vocabulary of {postings.vocab}")
+    if n >= (postings.documents if among is None else len(among)):
+        return np.arange(postings.documents) if among is None else among
+    gain = np.asarray(gain_V[: postings.vocab], dtype=np.float32)
+    gain = np.where(np.isfinite(gain), gain, LOWEST)
+    if among is not None:
+        return among[_best(_scores_of(postings, gain, among), n)]
+    if len(postings.tokens) > 8 * read:
+        rows = _candidates(postings, gain, max(n, read // 8), read)
+        if len(rows) >= n:
+            return rows[_best(_scores_of(postings, gain, rows), n)]
+    return _best(_all_scores(postings, gain), n)
+
+
+def _all_scores(postings: Postings, gain: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Score of every document, shape (D,): one look-up a token, some 4 ns each."""
+    scores = np.empty(postings.documents, dtype=np.float32)
+    for row in range(0, len(scores), SLICE):
+        starts = postings.first[row : row + SLICE + 1].astype(np.int64)
+        found = gain.take(postings.tokens[starts[0] : starts[-1]], mode="clip")  # "raise" would check every index first
+        np.add.reduceat(found, starts[:-1] - starts[0], out=scores[row : row + SLICE])
+    return scores
+
+
+def _scores_of(postings: Postings, gain: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Score of each document in `rows`, to the last bit as `_all_scores` has it."""
+    starts = postings.first[rows].astype(np.int64)
+    lengths = postings.first[rows + 1].astype(np.int64) - starts
+    at = np.cumsum(lengths) - lengths
+    where = np.repeat(starts - at, lengths) + np.arange(int(lengths.sum()))
+    return np.add.reduceat(gain[postings.tokens[where]], at)
+
+
+def _candidates(postings: Postings, gain: NDArray[np.float32], most: int, read: int) -> NDArray[np.int64]:
+    """Rows of the `most` documents, ascending, whose estimated score is best, by reading at most `read` postings.
+
+    A list longer than a quarter of that is passed over: one such token would end the reading.
+    """
+    held = np.diff(postings.offsets).astype(np.int64)
+    lists = np.argsort(-gain, kind="stable")
+    lists = lists[(held[lists] > 0) & (held[lists] <= read // 4)]
+    lists = lists[np.cumsum(held[lists]) <= read]
+    if not len(lists):
+        return np.zeros(0, dtype=np.int64)
+    unread = held.copy()
+    unread[lists] = 0
+    average = np.float32((gain * unread).sum() / max(1, unread.sum()))
+    # One sort brings a document's postings together: the row in the upper half of a key, what it adds in the lower.
+    spans = zip(postings.offsets[lists].tolist(), postings.offsets[lists + 1].tolist(), strict=True)
+    keys = np.concatenate([postings.rows[start:end] for start, end in spans]).astype(np.uint64) << np.uint64(32)
+    keys |= np.repeat((gain[lists] - average).view(np.uint32), held[lists])
+    keys.sort()
+    rows = (keys >> np.uint64(32)).astype(np.int64)
+    firsts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
+    rows = rows[firsts]
+    lengths = (postings.first[rows + 1] - postings.first[rows]).astype(np.float32)
+    estimates = np.add.reduceat(keys.astype(np.uint32).view(np.float32), firsts) + lengths * average
+    return rows[_best(estimates, most)]
+
+
+def _best(scores: NDArray[np.float32], n: int) -> NDArray[np.int64]:
+    """Positions of the `n` highest scores, ascending; the first of equal ones."""
+    if n >= len(scores):
+        return np.arange(len(scores))
+    worst = np.partition(scores, len(scores) - n)[len(scores) - n]
+    above = np.flatnonzero(scores > worst)
+    return np.sort(np.concatenate([above, np.flatnonzero(scores == worst)[: n - len(above)]]))

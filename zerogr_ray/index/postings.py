@@ -1,0 +1,145 @@
+"""Which docids hold a token and which tokens a docid holds: two views of one bag of tokens, as flat arrays.
+
+    first    (D + 1,)  the distinct tokens of document i are tokens[first[i] : first[i + 1]]
+    tokens   (P,)      ascending within a document; a token that a docid repeats is there once
+    offsets  (V + 1,)  the documents that hold token v are rows[offsets[v] : offsets[v + 1]]
+    rows     (P,)      numbers of the documents in the trie's order, ascending within a token
+
+Planning ahead finds documents through the second pair and scores them by the first; see decoding/plan.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from zerogr_ray.errors import IndexRefused
+
+ARRAYS = ("first", "tokens", "offsets", "rows")
+KINDS = {"first": ("uint32", "uint64"), "tokens": ("uint16", "uint32"), "offsets": ("uint64",), "rows": ("uint32",)}
+SLICE = 1 << 22  # postings sorted at once: 32 MB of keys
+
+Ints = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Postings:
+    """Flat arrays as the module says, read-only."""
+
+    first: Ints
+    tokens: Ints
+    offsets: Ints
+    rows: Ints
+
+    @classmethod
+    def build(cls, docids: pa.ListArray | pa.ChunkedArray, vocab: int) -> Postings:
+        """The postings of `docids`, a list of token ids below `vocab` for each document in the trie's order.
+
+        The result takes 6 bytes a posting (8 beyond 65,536 tokens) and 4 a document (8 beyond 2**32 postings); sorting
+        takes 0.3 GB more, however many docids there are.
+        Raises ValueError for no docids, an empty or missing docid, and a token outside the vocabulary.
+        """
+        chunks = [part for part in _chunks(docids) if len(part)]
+        documents = sum(map(len, chunks))
+        most = sum(part.offsets[len(part)].as_py() - part.offsets[0].as_py() for part in chunks)
+        if not documents or documents >= 1 << 32:
+            raise ValueError(f"postings are for 1 to {(1 << 32) - 1} docids, not {documents}")
+        first = np.zeros(documents + 1, dtype=np.uint32 if most < 1 << 32 else np.uint64)
+        tokens = np.empty(most, dtype=np.uint16 if vocab <= 1 << 16 else np.uint32)
+        held = np.zeros(vocab, dtype=np.int64)
+        row = end = 0
+        for lengths, flat in _slices(chunks):
+            if not lengths.all() or int(flat.max()) >= vocab or int(flat.min()) < 0:
+                raise ValueError(f"a docid from row {row} on is empty or holds a token that is not in 0 to {vocab - 1}")
+            keys = np.repeat(np.arange(len(lengths), dtype=np.uint64) << np.uint64(32), lengths)
+            keys |= flat.astype(np.uint64)
+            keys.sort()
+            keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+            distinct = keys.astype(np.uint32)
+            tokens[end : end + len(keys)] = distinct
+            held += np.bincount(distinct, minlength=vocab)
+            ends = np.cumsum(np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=len(lengths)))
+            first[row + 1 : row + 1 + len(lengths)] = end + ends
+            row, end = row + len(lengths), end + len(keys)
+        tokens = tokens[:end]
+        offsets = np.concatenate([[0], np.cumsum(held)]).astype(np.uint64)
+        return cls(first, tokens, offsets, _inverted(first, tokens, offsets))
+
+    @property
+    def documents(self) -> int:
+        """D."""
+        return len(self.first) - 1
+
+    @property
+    def vocab(self) -> int:
+        """V."""
+        return len(self.offsets) - 1
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays as `folder`/*.npy."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> Postings:
+        """Map the arrays that `save` wrote. Raises IndexRefused where they are not whole or do not fit together.
+
+        What the arrays hold is vouched for by the index's manifest, not read here.
+        """
+        arrays: dict[str, Ints] = {}
+        for name in ARRAYS:
+            file = folder / f"{name}.npy"
+            try:
+                array = arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise IndexRefused(f"{file} cannot be read ({error}); build the index again") from error
+            if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.name not in KINDS[name]:
+                raise IndexRefused(f"{file} is not a list of {' or '.join(KINDS[name])}; build the index again")
+        first, tokens, offsets, rows = arrays.values()
+        fits = len(first) > 1 and len(offsets) > 1 and first[0] == offsets[0] == 0
+        if not fits or not first[-1] == offsets[-1] == len(tokens) == len(rows) or (offsets[1:] < offsets[:-1]).any():
+            raise IndexRefused(f"the arrays in {folder} do not fit together; build the index again")
+        return cls(**arrays)
+
+
+def _inverted(first: Ints, tokens: Ints, offsets: Ints) -> NDArray[np.uint32]:
+    """Documents by token: slices of documents are sorted by token, and each goes behind the slices before it."""
+    rows = np.empty(len(tokens), dtype=np.uint32)
+    written = offsets[:-1].astype(np.int64)
+    for start in range(0, len(tokens), SLICE):
+        part = tokens[start : start + SLICE]
+        row = int(np.searchsorted(first, first.dtype.type(start), side="right")) - 1
+        last = int(np.searchsorted(first, first.dtype.type(start + len(part)), side="left"))
+        inside = np.clip(first[row : last + 1].astype(np.int64) - start, 0, len(part))
+        keys = part.astype(np.uint64) << np.uint64(32)
+        keys |= np.repeat(np.arange(row, last, dtype=np.uint64), np.diff(inside))
+        keys.sort()
+        held = np.bincount(part, minlength=len(written))
+        rows[np.repeat(written - np.cumsum(held) + held, held) + np.arange(len(part))] = keys.astype(np.uint32)
+        written += held
+    return rows
+
+
+def _chunks(docids: pa.ListArray | pa.ChunkedArray) -> list[pa.ListArray]:
+    if docids.null_count:
+        raise ValueError(f"{docids.null_count} of {len(docids)} docids are missing")
+    return docids.chunks if isinstance(docids, pa.ChunkedArray) else [docids]
+
+
+def _slices(chunks: list[pa.ListArray]) -> Iterator[tuple[Ints, Ints]]:
+    """(lengths, tokens laid end to end) of some documents at a time, about SLICE tokens."""
+    for part in chunks:
+        starts, values = part.offsets.to_numpy(), part.values.to_numpy()
+        row = 0
+        while row < len(part):
+            end = starts.dtype.type(min(int(starts[row]) + SLICE, int(starts[-1])))
+            last = max(row + 1, int(np.searchsorted(starts, end, side="right")) - 1)
+            yield np.diff(starts[row : last + 1]), values[starts[row] : starts[last]]
+            row = last
