@@ -69,9 +69,17 @@ def test_a_truncated_plan_reads_no_more_than_it_may_and_still_has_n_rows(docids,
     assert len(planned) == min(n, len(docids))
     assert (np.diff(planned) > 0).all()
     assert counted.read <= read
-    if len(whole.tokens) <= 8 * read:
+    if len(whole.tokens) <= 16 * read:
         assert counted.read == 0
         assert planned.tolist() == best_by_hand(docids, gain, n)
+
+
+def test_the_budget_is_spent_and_not_exceeded():
+    whole = build([[v] for v in range(8)] * 25 + [[8]] * 2000)
+    counted = Counted(whole.rows)
+    planned = plan_ahead(replace(whole, rows=counted), -np.arange(VOCAB), 50, read=100)
+    assert counted.read == 100  # the first four tokens, 25 documents each
+    assert whole.tokens[planned].tolist() == [0, 1] * 25
 
 
 def test_reading_a_few_postings_finds_the_documents_that_stand_out():
@@ -83,15 +91,15 @@ def test_reading_a_few_postings_finds_the_documents_that_stand_out():
     gain = np.array([-1, -0.5, 0, -1, -0.5, 0, 4, 3, 5], dtype=np.float32)
     postings = build(docids)
     planned = plan_ahead(postings, gain, len(wanted), read=400)
-    assert len(postings.tokens) > 8 * 400  # the budget is 40 times smaller than the postings
+    assert len(postings.tokens) > 16 * 400
     assert planned.tolist() == wanted
 
 
 def test_a_candidate_s_score_counts_the_tokens_that_were_not_read():
-    """Rows 0 to 9 hold the best token beside a bad one; row 10 holds it beside a harmless one."""
-    docids = [[8, 0]] * 10 + [[8, 1]] + [[2, 3]] * 500
+    """Token 8 alone is rare enough to be read. Rows 0 to 5 hold it beside a bad token, row 6 beside a better one."""
+    docids = [[8, 0]] * 6 + [[8, 2]] + [[2, 3, 0]] * 500
     gain = np.array([-9, 0, -1, -1, -1, -1, -1, -1, 4])
-    assert plan_ahead(build(docids), gain, 1, read=100).tolist() == [10]
+    assert plan_ahead(build(docids), gain, 1, read=60).tolist() == [6]
 
 
 def test_too_few_candidates_are_not_the_end():
@@ -107,10 +115,10 @@ def test_equal_gains_and_n_beyond_the_corpus():
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
-@pytest.mark.parametrize("read", [1, 4_000_000])
+@pytest.mark.parametrize("read", [8, 4_000_000])  # some are read, or all are scored
 def test_what_is_not_a_number_counts_as_very_low(bad, read):
-    docids = [[1, 8], [2, 8], [3], [1, 2]]
-    gain = np.array([0, -3, bad, -4, 0, 0, 0, 0, 2])
+    docids = [[1, 8], [2, 8], [3], [1, 2]] + [[4, 5]] * 70
+    gain = np.array([0, -3, bad, -4, -5, -5, 0, 0, 2])
     assert plan_ahead(build(docids), gain, 2, read=read).tolist() == [0, 2]
     assert plan_ahead(build(docids), np.full(VOCAB, bad), 2, read=read).tolist() == [0, 2]  # row 2 is the shortest
 

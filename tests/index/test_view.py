@@ -149,7 +149,7 @@ def test_a_changed_index_is_the_trie_of_its_living_documents(rows, steps):
     assert live.view.entries == len(living)
     assert seen(before) == first
     for row, (docno, tokens) in living.items():
-        assert live.document(row) == {"docno": docno, "docid": str(tokens), "title": f"title {docno}"}
+        assert live.at([row])[0] == {"docno": docno, "docid": str(tokens), "title": f"title {docno}"}
         assert live.docid_tokens(row) == tokens
     owner_of = live.owner_of or (lambda row: row)
     owners = {(docno, owner_of(row)) for row, (docno, _) in living.items()}
@@ -349,7 +349,7 @@ def test_snapshots_stay_whole_while_others_change_the_index():
             view = live.view
             groups = seen(view)[1]
             rows = sorted(row for group in groups for row in group)
-            docs = {row: live.document(row)["docno"] for row in rows}
+            docs = {row: found["docno"] for row, found in zip(rows, live.at(rows), strict=True)}
             tokens = {row: live.docid_tokens(row) for row in rows}
             assert sorted(set(docs.values()) - {"e"}) == ["a", "b", "c", "d"]
             assert len(rows) == view.entries == len(set(docs.values()))

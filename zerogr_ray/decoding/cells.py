@@ -30,7 +30,7 @@ class Answer:
     """What the LM says after a cell.
 
     logits:     (read,) of the tokens asked for
-    log_total:  log sum exp of the logits of the whole vocabulary
+    log_total:  log sum exp of the logits of the whole vocabulary; nan where nobody needs it
     """
 
     logits: NDArray[np.float32]

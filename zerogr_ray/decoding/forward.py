@@ -26,6 +26,34 @@ KEPT_PREFIXES = 8
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 
 
+class Head(torch.nn.Module):
+    """The model's output projection, for some tokens of the vocabulary where no others are read."""
+
+    def __init__(self, whole: torch.nn.Linear) -> None:
+        super().__init__()
+        self.whole = whole
+        self.tokens: torch.Tensor | None = None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of `tokens`, or of the whole vocabulary while there are none."""
+        if self.tokens is None:
+            return self.whole(hidden)  # type: ignore[no-any-return]
+        bias = None if self.whole.bias is None else self.whole.bias[self.tokens]
+        return torch.nn.functional.linear(hidden, self.whole.weight[self.tokens], bias)
+
+
+def head_of(model: Any) -> Head | None:
+    """The model's head, put in place of its output projection at the first call; None where that is no plain matrix."""
+    head = model.get_output_embeddings()
+    if isinstance(head, Head):
+        return head
+    if type(head) is not torch.nn.Linear:
+        return None
+    # What models do to logits (scaling, soft capping) they do to each on its own: it works on any part of them.
+    model.set_output_embeddings(Head(head))
+    return model.get_output_embeddings()  # type: ignore[no-any-return]
+
+
 class Prefixes:
     """Key-value caches of the token sequences that many prompts begin with; the least recently used one goes."""
 
@@ -55,6 +83,7 @@ class TreeForward:
     def __init__(self, model: Any, limits: CacheConfig, prefixes: Prefixes | None = None) -> None:
         self.model, self.limits = model, limits
         self.prefixes = prefixes or Prefixes(model)
+        self.head = head_of(model)
         self.tokens_forwarded = self.forwards = 0
 
     @torch.inference_mode()
@@ -87,21 +116,27 @@ class TreeForward:
         self._origin: list[dict[Key, Cell]] = [{} for _ in prompts]
         return out[:, -1].float()
 
-    def read(self, logits: torch.Tensor, wanted: Sequence[Ints]) -> list[Answer]:
-        """An Answer for each row of `logits`, shape (rows, vocabulary), with the tokens wanted[row] read."""
-        sizes = [len(tokens) for tokens in wanted]
+    def read(self, logits: torch.Tensor, wanted: Sequence[Ints], tokens: Ints | None = None) -> list[Answer]:
+        """An Answer for each row of `logits`, shape (rows, vocabulary), with the tokens wanted[row] read.
+
+        With `tokens`, ascending, the columns of `logits` are those tokens, and there are no totals.
+        """
+        sizes = [len(some) for some in wanted]
         rows = self._tensor(np.repeat(np.arange(len(sizes)), sizes))
-        picked = logits[rows, self._tensor(np.concatenate(wanted))].float().cpu().numpy()
-        totals = torch.logsumexp(logits.float(), dim=-1).tolist()
+        columns = np.concatenate(wanted)
+        columns = columns if tokens is None else tokens.searchsorted(columns)
+        picked = logits[rows, self._tensor(columns)].float().cpu().numpy()
+        totals = [np.nan] * len(sizes) if tokens is not None else torch.logsumexp(logits.float(), dim=-1).tolist()
         parts = np.split(picked, np.cumsum(sizes)[:-1])
         return [Answer(part, total) for part, total in zip(parts, totals, strict=True)]
 
     @torch.inference_mode()
-    def wave(self, asked: Sequence[Sequence[Cell]]) -> list[list[Answer]]:
+    def wave(self, asked: Sequence[Sequence[Cell]], totals: bool = True) -> list[list[Answer]]:
         """Forward asked[b] for each query b, parents before their children; each parent is ROOT or was asked before.
 
-        One forward, unless the limits on cached tokens ask for several: then cached cells are dropped between them,
-        and the paths to what is still to come are forwarded again.
+        Without `totals` only the logits that are asked for are computed. It takes one forward, unless the limits on
+        cached tokens ask for several: then cached cells are dropped between them, and the paths to what is still to
+        come are forwarded again.
         """
         queues = [deque(cells) for cells in asked]
         answers: list[list[Answer]] = [[] for _ in asked]
@@ -109,7 +144,7 @@ class TreeForward:
             origin.update((cell.key, cell) for cell in cells)
         while any(queues):
             new, wanted = self._next_forward(queues)
-            for (b, _), answer in zip(wanted, self._forward(new, wanted), strict=True):
+            for (b, _), answer in zip(wanted, self._forward(new, wanted, totals), strict=True):
                 answers[b].append(answer)
         return answers
 
@@ -188,7 +223,7 @@ class TreeForward:
         self._visible = self._visible[:, :width]
         self._columns = [{ROOT: []} for _ in self._columns]
 
-    def _forward(self, new: list[list[Cell]], wanted: list[tuple[int, Key]]) -> list[Answer]:
+    def _forward(self, new: list[list[Cell]], wanted: list[tuple[int, Key]], totals: bool) -> list[Answer]:
         past, width = self._visible.shape[1], max(map(len, new))
         ids = np.zeros((len(new), width), dtype=np.int64)
         positions = np.zeros_like(ids)
@@ -203,24 +238,35 @@ class TreeForward:
                 ids[b, t] = cell.token
                 positions[b, t] = self._lengths[b] + len(path)
                 mask[b, t, path] = True
-        logits = self._run(ids, positions, mask)
+        reads = [self._origin[b][key].read for b, key in wanted]
+        tokens = None if totals or self.head is None else np.unique(np.concatenate(reads))
+        logits = self._run(ids, positions, mask, tokens)
         self.tokens_forwarded += sum(map(len, new))
         self._visible = np.pad(self._visible, ((0, 0), (0, width)))
         queries = self._tensor(np.array([b for b, _ in wanted]))
         columns_ = self._tensor(np.array([self._columns[b][key][-1] - past for b, key in wanted]))
-        return self.read(logits[queries, columns_], [self._origin[b][key].read for b, key in wanted])
+        return self.read(logits[queries, columns_], reads, tokens)
 
-    def _run(self, ids: Ints, positions: Ints, mask: NDArray[np.bool_], **more: Any) -> torch.Tensor:
-        """Logits of the new columns. `mask` says what each sees, (queries, new, cached + new)."""
+    def _run(
+        self, ids: Ints, positions: Ints, mask: NDArray[np.bool_], tokens: Ints | None = None, **more: Any
+    ) -> torch.Tensor:
+        """Logits of the new columns, of all tokens or of `tokens`; `mask` says what each column sees, (queries, new,
+        cached + new)."""
         self.forwards += 1
-        out = self.model(
-            input_ids=self._tensor(ids),
-            attention_mask=self._masks(positions, mask),
-            position_ids=self._tensor(positions),
-            past_key_values=self.cache,
-            use_cache=True,
-            **more,
-        )
+        if self.head is not None:
+            self.head.tokens = None if tokens is None else self._tensor(tokens)
+        try:
+            out = self.model(
+                input_ids=self._tensor(ids),
+                attention_mask=self._masks(positions, mask),
+                position_ids=self._tensor(positions),
+                past_key_values=self.cache,
+                use_cache=True,
+                **more,
+            )
+        finally:
+            if self.head is not None:
+                self.head.tokens = None
         return out.logits  # type: ignore[no-any-return]
 
     def _masks(self, positions: Ints, mask: NDArray[np.bool_]) -> torch.Tensor | dict[str, torch.Tensor]:

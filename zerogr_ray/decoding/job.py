@@ -45,9 +45,8 @@ class Job:
     def __init__(self, request: Request, live: LiveIndex) -> None:
         """Raises InputError for a request that this index cannot answer."""
         self.request, self.live = request, live
-        self.view: View = live.view
-        if request.docnos is not None:
-            self.view = self.view.restricted(live.rows_of(request.docnos))
+        rows = None if request.docnos is None else live.rows_of(request.docnos)  # first: a later view has these rows
+        self.view: View = live.view if rows is None else live.view.restricted(rows)
         cfg, bundle = request.config, live.bundle
         if cfg.mode == "exhaustive" and self.view.entries > EXHAUSTIVE:
             raise InputError(f"mode exhaustive scores {EXHAUSTIVE} docids at most, not {self.view.entries}")
@@ -64,6 +63,11 @@ class Job:
     def scored(self) -> bool:
         """Whether hits are ordered by scores of whole docids."""
         return self.request.config.order != "draw" or self.request.config.mode == "exhaustive"
+
+    @property
+    def over_vocabulary(self) -> bool:
+        """Whether it needs to know how likely a token is among the whole vocabulary."""
+        return self.scored or self.request.config.mode == "best_first"
 
     def plan(self, next_logprobs: NDArray[np.float32]) -> None:
         """Restrict the search to the documents that the prompt's next-token log-probabilities, (vocabulary,), favour.
@@ -107,15 +111,16 @@ class Job:
             found = sorted(found, key=lambda drawn: -(scores[drawn.leaf].rerank or 0.0))
         elif self.scored:
             found = sorted(found, key=lambda drawn: -scores[drawn.leaf].calibrated)
+        rows = [(row, drawn) for drawn in found for row in self.view.rows(drawn.leaf).tolist()]
         hits, above = dict[str, Hit](), np.inf
-        for drawn in found:
-            for row in self.view.rows(drawn.leaf).tolist():
-                document = self.live.document(row)
-                if document["docno"] not in hits:
+        for start in range(0, len(rows), self.request.k):  # as many as it takes: of one document, only the first counts
+            some = rows[start : start + self.request.k]
+            for document, (_, drawn) in zip(self.live.at([row for row, _ in some]), some, strict=True):
+                if document["docno"] not in hits and len(hits) < self.request.k:
                     hit = self._hit(document, drawn, len(hits) + 1, scores.get(drawn.leaf), above)
                     hits[hit.docno], above = hit, hit.score
-                if len(hits) == self.request.k:
-                    return list(hits.values())
+            if len(hits) == self.request.k:
+                break
         return list(hits.values())
 
     def _learn(self, cells: list[Cell]) -> Generator[list[Cell], list[Answer], None]:

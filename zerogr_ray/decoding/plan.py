@@ -26,11 +26,12 @@ def plan_ahead(
     the docid counts, those with a negative gain too. A gain that is NaN or infinite counts as -10,000. `among`: only
     of these rows, ascending, all of which are scored.
 
-    Up to 8 * `read` postings every document is scored and the answer is exact; scoring a token takes about an eighth
-    of the time of reading a posting. Beyond that at most `read` postings, of the tokens with the highest gain, name
-    candidates; what of a candidate was not read is taken to be of average gain, and the most promising `read` / 8 are
-    scored exactly. benchmarks/plan.py measures what that loses. Every document is scored, too, where fewer than `n`
-    candidates are found.
+    Up to 16 * `read` postings every document is scored and the answer is exact: that takes no longer than reading
+    `read` postings, which have to be sorted. Beyond that at most `read` postings, of the tokens with the highest gain,
+    name candidates; what of a candidate was not read is taken to be of average gain, and the most promising `read` / 8
+    are scored exactly. benchmarks/plan.py measures what that loses: most where the best docids are made of frequent
+    tokens of middling gain, as digits are behind a question for a number. Every document is scored, too, where fewer
+    than `n` candidates are found.
     Raises ValueError for n < 1 and where `gain_V` is shorter than the vocabulary; what it has beyond (a padded LM
     head) is ignored.
     """
@@ -44,7 +45,7 @@ def plan_ahead(
     gain = np.where(np.isfinite(gain), gain, LOWEST)
     if among is not None:
         return among[_best(_scores_of(postings, gain, among), n)]
-    if len(postings.tokens) > 8 * read:
+    if len(postings.tokens) > 16 * read:
         rows = _candidates(postings, gain, max(n, read // 8), read)
         if len(rows) >= n:
             return rows[_best(_scores_of(postings, gain, rows), n)]
@@ -52,7 +53,7 @@ def plan_ahead(
 
 
 def _all_scores(postings: Postings, gain: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Score of every document, shape (D,): one look-up a token, some 4 ns each."""
+    """Score of every document, shape (D,): one look-up a token, 4 to 6 ns each."""
     scores = np.empty(postings.documents, dtype=np.float32)
     for row in range(0, len(scores), SLICE):
         starts = postings.first[row : row + SLICE + 1].astype(np.int64)

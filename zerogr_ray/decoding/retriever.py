@@ -185,7 +185,8 @@ def steps(forward: TreeForward, jobs: Sequence[Job], prompts: Sequence[tuple[lis
             forward.keep(going)
         running, asked = [running[b] for b in going], [asked[b] for b in going]
         yield
-        answers = forward.wave(asked) if running else []
+        totals = any(job.over_vocabulary for job in jobs)
+        answers = forward.wave(asked, totals) if running else []
 
 
 def _next(run: Generator[list[Cell], list[Answer], None], answers: list[Answer] | None = None) -> list[Cell]:

@@ -47,16 +47,16 @@ class Harvest:
 
     def size(self, leaf: int) -> int:
         """Documents of a leaf."""
-        rows = self.tree.view.rows(leaf)
-        return len(rows) if self._owner_of is None else len(set(map(self._owner_of, rows.tolist())) - self._seen)
+        rows = self.tree.rows(leaf)
+        return len(rows) if self._owner_of is None else len(set(map(self._owner_of, rows)) - self._seen)
 
     def add(self, path: list[int], draw: int) -> None:
         """A draw has ended at the leaf path[-1]."""
-        rows = self.tree.view.rows(path[-1])
+        rows = self.tree.rows(path[-1])
         if self._owner_of is None:
             self.documents += len(rows)
         else:
-            self._seen.update(map(self._owner_of, rows.tolist()))
+            self._seen.update(map(self._owner_of, rows))
             self.documents = len(self._seen)
         self.found.append(Drawn(path[-1], draw, self.tree.logprob(path)))
 
@@ -79,6 +79,9 @@ class Search:
         self._left: dict[int, int] = {}  # children left, for nodes that have lost some
         self._touched: dict[int, dict[int, int]] = {}  # node -> place of a child -> leaves removed below it
         self._gone: set[int] = set()
+        self._walked: dict[
+            int, tuple[Path, list[int]]
+        ] = {}  # draw -> its last path and the nodes that its removal bore on
 
     @property
     def finished(self) -> bool:
@@ -89,32 +92,41 @@ class Search:
         """Draw as far as the known nodes allow. Returns the nodes to learn before the next call; none when finished."""
         needed: dict[int, None] = {}
         undo: list[Path] = []
+        changed: set[int] = set()  # nodes whose choice is not what it was when these draws were last replayed
         ahead = 0  # documents that draws after the first blocked one will bring, at least
         harvest = self.harvest
         for draw in range(len(harvest.found), len(self.temperatures)):
             if self.finished or harvest.documents + ahead >= harvest.wanted:
+                # What is replayed later will have been through other states than this.
+                self._walked = {d: walked for d, walked in self._walked.items() if d < draw}
                 break
-            path = self._walk(draw)
+            before = self._walked.get(draw)
+            kept = before is not None and changed.isdisjoint(node for node, _ in before[0])
+            path = self._walk(draw, before[0] if before and kept else [])
             leaf = path[-1][0]
-            if len(self.tree.children(leaf)):
+            blocked = len(self.tree.children(leaf)) > 0
+            bears = [] if blocked else self._remove(path)
+            if before is None or before != (path, bears):
+                changed.update(bears, before[1] if before else [])
+                self._walked[draw] = path, bears
+            if blocked:
                 needed[leaf] = None
                 ahead += 1
-                continue
-            self._remove(path)
-            if needed:
+            elif needed:
                 undo.append(path)
                 ahead += harvest.size(leaf)
             else:
                 self._noise.pop(draw, None)
+                self._walked.pop(draw, None)
                 harvest.add([node for node, _ in path], draw)
         for path in reversed(undo):
             self._restore(path)
         self.waves += bool(needed)
         return list(needed)
 
-    def _walk(self, draw: int) -> Path:
-        """The path of a draw: to a leaf, or to the node with several children that is not known yet."""
-        T, node, path = float(self.temperatures[draw]), 0, []
+    def _walk(self, draw: int, begun: Path) -> Path:
+        """The path of a draw, going on where `begun` ends: to a leaf, or to a branching node that is not known yet."""
+        T, path, node = float(self.temperatures[draw]), begun[:-1], begun[-1][0] if begun else 0
         left: dict[int, float] = {}
         while True:
             children = self.tree.children(node)
@@ -165,8 +177,12 @@ class Search:
                 memo[node] = float(np.log(np.exp(left).sum()) - np.log(np.exp(whole).sum()))
         return memo[node]
 
-    def _remove(self, path: Path) -> None:
-        """Remove the leaf at the end of `path` and every ancestor left without children."""
+    def _remove(self, path: Path) -> list[int]:
+        """Remove the leaf at the end of `path` and every ancestor left without children.
+
+        Returns the nodes at which this changes what a later draw may choose.
+        """
+        bears = []
         if self.exact:
             for node, place in path[:-1]:
                 counts = self._touched.setdefault(node, {})
@@ -179,10 +195,12 @@ class Search:
                 if surviving is None:
                     surviving = self._surviving[node] = self.tree.known[node].weights.copy()
                 surviving[place] = -np.inf
+                bears.append(node)
                 self._left[node] = self._left.get(node, len(children)) - 1
                 if self._left[node]:
-                    return
+                    break
             self._gone.add(node)
+        return [node for node, _ in path] if self.exact else bears
 
     def _restore(self, path: Path) -> None:
         """Undo the last removal, that of `path`."""

@@ -45,12 +45,20 @@ class SearchTree:
         self.known: dict[int, Branch] = {}
         self.beyond: dict[Key, Answer] = {}  # after leaves and the cells behind them
         self._children: dict[int, Ints] = {}
+        self._rows: dict[int, list[int]] = {}
 
     def children(self, node: int) -> Ints:
         """Living children of `node`, ascending; none for a leaf."""
         found = self._children.get(node)
         if found is None:
             found = self._children[node] = self.view.children(node)
+        return found
+
+    def rows(self, leaf: int) -> list[int]:
+        """Living rows of a leaf, ascending."""
+        found = self._rows.get(leaf)
+        if found is None:
+            found = self._rows[leaf] = self.view.rows(leaf).tolist()
         return found
 
     def cells(self, nodes: Iterable[int]) -> list[Cell]:

@@ -22,6 +22,7 @@ from zerogr_ray.index.trie import Trie
 from zerogr_ray.index.view import Ints, View, is_among
 from zerogr_ray.store import key_of
 
+SHOWN = ["docno", "docid", "title"]
 OWN_FACTS = ("format", "documents", "docids", "nodes", "files", "sha256")
 """What write_index itself says in a manifest."""
 
@@ -96,12 +97,12 @@ class LiveIndex:
                 raise InputError(f"{_named(unknown)} not in the index; nothing was removed")
             self._state = state
 
-    def document(self, row: int) -> dict[str, str]:
-        """docno, docid and title of a row of any view so far, removed since or not."""
-        if row < self.bundle.trie.documents:
-            return {name: self.bundle.documents[name][row].as_py() for name in ("docno", "docid", "title")}
-        entry = self._state.added[row - self.bundle.trie.documents]
-        return {"docno": entry.docno, "docid": entry.docid, "title": entry.title}
+    def at(self, rows: Sequence[int]) -> list[dict[str, str]]:
+        """docno, docid and title of these rows of any view so far, removed since or not."""
+        count, added = self.bundle.trie.documents, self._state.added
+        old = take(self.bundle.documents.select(SHOWN), np.array([row for row in rows if row < count], dtype=np.int64))
+        read = iter(old.to_pylist())
+        return [next(read) if row < count else {x: getattr(added[row - count], x) for x in SHOWN} for row in rows]
 
     def rows_of(self, docnos: Sequence[str]) -> Ints:
         """Living rows of these documents, ascending. Raises InputError for a docno that is not in the index.
