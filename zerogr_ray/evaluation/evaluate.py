@@ -1,14 +1,16 @@
-"""Our hits and BM25's on the same queries of a test collection."""
+"""Our hits and the baselines' on the same queries of a test collection."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zerogr_ray.config import CorpusConfig, DecodeConfig
 from zerogr_ray.corpus.documents import read_documents
 from zerogr_ray.evaluation.baselines import bm25
+from zerogr_ray.evaluation.dense import SentenceEncoder, dense
 from zerogr_ray.evaluation.metrics import evaluate, mean
 from zerogr_ray.rows import Collection, Document, Run
 from zerogr_ray.stage import progress
@@ -36,8 +38,14 @@ def evaluate_index(
     k: int = 100,
     baseline: bool = True,
     quiet: bool = False,
+    encoder: str | None = None,
 ) -> Evaluation:
-    """Search every judged query of `collection`; `k` hits each. `baseline` adds BM25 over the collection's corpus."""
+    """Search every judged query of `collection`; `k` hits each.
+
+    `baseline` adds BM25 over the collection's corpus, `encoder` (a name or folder) that sentence encoder under its
+    name. Raises ModelError before the first search if the encoder cannot be loaded.
+    """
+    sentences = SentenceEncoder(encoder) if encoder else None
     run: Run = {}
     started = time.monotonic()
     with progress("search", len(collection.queries), unit="queries", quiet=quiet) as bar:
@@ -53,9 +61,15 @@ def evaluate_index(
     seconds = time.monotonic() - started
     runs = {"zerogr": run}
     if baseline:
-        rows = read_documents(collection.path, CorpusConfig().text_chars)
-        runs["bm25"] = bm25((row for row in rows if isinstance(row, Document)), collection.queries, k)
+        runs["bm25"] = bm25(_documents(collection), collection.queries, k)
+    if sentences:
+        runs[sentences.name] = dense(_documents(collection), collection.queries, k, sentences, quiet)
     per_query = {name: evaluate(collection.qrels, found) for name, found in runs.items()}
     return Evaluation(
         len(collection.queries), runs, per_query, {name: mean(rows) for name, rows in per_query.items()}, seconds
     )
+
+
+def _documents(collection: Collection) -> Iterator[Document]:
+    rows = read_documents(collection.path, CorpusConfig().text_chars)
+    return (row for row in rows if isinstance(row, Document))
