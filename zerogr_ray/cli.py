@@ -102,30 +102,123 @@ def evaluate(
     draws: Draws = 100,
     set_: Decoding = None,
     bm25: Annotated[bool, typer.Option(help="BM25 on the same queries beside it.")] = True,
-    run: Annotated[Path | None, typer.Option(help="Write our run here, in TREC format.")] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="all-MiniLM-L6-v2 on the same queries beside it.")] = False,
+    encoder: Annotated[str | None, typer.Option(help="A sentence encoder instead: a folder or org/name.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Write our run here, in TREC format; into a folder, every system's.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure nDCG@10, Acc@1, Recall@100 and MRR@10 on the queries of DATASET, beside BM25.
+    """Measure nDCG@10, Acc@1, Recall@100 and MRR@10 on the queries of DATASET, beside BM25 and an encoder.
 
-    Example: zerogr evaluate indexes/scifact data/scifact --run scifact.trec
+    Example: zerogr evaluate indexes/scifact data/scifact --dense --run scifact.trec
     """
     from zerogr_ray.corpus.collections import read_collection
     from zerogr_ray.corpus.trec import write_run
     from zerogr_ray.evaluation.evaluate import evaluate_index
     from zerogr_ray.evaluation.report import table
+    from zerogr_ray.models import DEFAULT_ENCODER
 
     cfg = _decoding(seed, draws, set_)
     collection = read_collection(dataset, split)
     retriever = _load(index)
-    result = evaluate_index(retriever, collection, cfg, k, bm25, quiet)
+    result = evaluate_index(retriever, collection, cfg, k, bm25, quiet, encoder or (DEFAULT_ENCODER if dense else None))
     if as_json:
         about = {"dataset": collection.name, "split": split, "queries": result.queries, "seed": seed}
         _print_json({**about, **result.figures, "seconds": round(result.seconds, 1)})
     else:
         print(table(result.figures))
     if run is not None:  # last, so that a path that cannot be written does not cost the figures
-        write_run(str(run), result.runs["zerogr"], "zerogr")
+        files = {run / f"{name}.trec": name for name in result.runs} if run.is_dir() else {run: "zerogr"}
+        for file, name in files.items():
+            write_run(str(file), result.runs[name], name)
+
+
+@app.command()
+def compare(
+    qrels: Annotated[str, typer.Argument(help="Judgements: TREC qrels, or BEIR's qrels/test.tsv.")],
+    run_a: Annotated[str, typer.Argument(help="A run in TREC format.")],
+    run_b: Annotated[str, typer.Argument(help="Another.")],
+    metric: Annotated[str, typer.Option(help="ndcg@10, acc@1, recall@100 or mrr@10.")] = "ndcg@10",
+    seed: Annotated[int, typer.Option(help="Of the resamples and the random signs.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Is RUN_A better than RUN_B? Means and difference with 95 % intervals, p of a paired randomisation test.
+
+    A judged query that a run lacks counts 0. Wins are the queries on which RUN_A is better.
+
+    Example: zerogr compare data/scifact/qrels/test.tsv runs/zerogr.trec runs/bm25.trec
+    """
+    from zerogr_ray.corpus.trec import read_qrels, read_run
+    from zerogr_ray.evaluation import metrics, significance
+
+    if metric not in metrics.METRICS:
+        raise InputError(f"there is no metric {metric!r}; choose one of {', '.join(metrics.METRICS)}")
+    judged = read_qrels(qrels)
+    runs = {"A": read_run(run_a), "B": read_run(run_b)}
+    paths = {"A": run_a, "B": run_b}
+    found = {name: len(judged.keys() & run.keys()) for name, run in runs.items()}
+    for name, path in paths.items():
+        if not found[name]:
+            raise InputError(f"{path} has none of the {len(judged)} queries of {qrels}; do the query ids match?")
+    values = [
+        {qid: row[metric] for qid, row in metrics.evaluate(judged, run).items()} for run in (runs["A"], runs["B"])
+    ]
+    result = significance.compare(values[0], values[1], seed)
+    if as_json:
+        _print_json({"metric": metric, "level": significance.LEVEL, "runs": paths, "found": found, **asdict(result)})
+        return
+    print("system", metric, "low", "high", "queries", "run", sep="\t")
+    for name, row in (("A", result.a), ("B", result.b)):
+        print(name, *(f"{x:.4f}" for x in (row.mean, row.low, row.high)), found[name], paths[name], sep="\t")
+    row = result.difference
+    print("A-B", *(f"{x:+.4f}" for x in (row.mean, row.low, row.high)), result.queries, f"p={result.p:.4g}", sep="\t")
+    print("A wins", result.wins, "ties", result.ties, "B wins", result.losses, sep="\t")
+
+
+@app.command()
+def overlap(
+    pool: Annotated[str, typer.Argument(metavar="TRAIN_POOL", help="File or folder that training read.")],
+    collections: Annotated[list[str], typer.Argument(metavar="COLLECTION...", help="BEIR or MAIR folders.")],
+    without: Annotated[list[str] | None, typer.Option(help="A task that training left out. May repeat.")] = None,
+    split: Annotated[str, typer.Option(help="Which judgements: qrels/SPLIT.tsv.")] = "test",
+    encoder: Annotated[
+        str | None, typer.Option(help="Compare instructions by this sentence encoder, not by tf-idf.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Did training resemble the test? Nearest training instructions, and test queries in the training pool.
+
+    TRAIN_POOL is .jsonl with query or instruction and perhaps task, .tsv with such columns, .json of task: instruction.
+    One verdict per collection: clean, similar instruction, leaked queries.
+
+    Example: zerogr overlap train_pools/triples.jsonl data/scifact data/metatool --without scifact
+    """
+    from zerogr_ray.corpus.collections import read_collection
+    from zerogr_ray.evaluation import overlap as check
+
+    trained = check.read_pool(pool, without or [])
+    evaluated = [read_collection(path, split) for path in collections]
+    near, similarity = check.NEAR_TFIDF, None
+    if encoder is not None:
+        from zerogr_ray.evaluation.dense import SentenceEncoder, embed
+        from zerogr_ray.models import hush
+
+        hush()
+        sentences = SentenceEncoder(encoder)
+        near, similarity = check.NEAR_ENCODER, lambda a, b: embed(a, sentences) @ embed(b, sentences).T
+    results = check.overlap(trained, evaluated, similarity, near)
+    measure = "cosine of the encoder" if encoder else "tf-idf cosine of word 1-3-grams"
+    if as_json:
+        limits = {"instruction": near, "instruction_by": measure, "query": check.NEAR_QUERY}
+        _print_json({"near": limits, "collections": [asdict(result) for result in results]})
+        return
+    print(
+        "near", f"instruction: {measure} >= {near}", f"query: Jaccard of word trigrams >= {check.NEAR_QUERY}", sep="\t"
+    )
+    for result in results:
+        print(result.as_text())
 
 
 @app.command()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from zerogr_ray.config import CacheConfig
 from zerogr_ray.decoding.cells import ROOT, Answer, Cell, Ints, Key
+from zerogr_ray.decoding.packed import Grid, TreeCache, laid_out, pack
 
 KEPT_PREFIXES = 8
 
@@ -63,12 +64,10 @@ class Prefixes:
 
     def get(self, tokens: tuple[int, ...]) -> tuple[Layers, int]:
         """Keys and values of each layer, each (1, heads, len(tokens), width), and how many tokens were forwarded."""
-        from transformers import DynamicCache
-
         if tokens in self._kept:
             self._kept.move_to_end(tokens)
             return self._kept[tokens], 0
-        cache = DynamicCache()
+        cache = TreeCache()
         ids = torch.tensor([tokens], device=self.model.device)
         self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         self._kept[tokens] = [(layer.keys, layer.values) for layer in cache.layers]
@@ -84,6 +83,7 @@ class TreeForward:
         self.model, self.limits = model, limits
         self.prefixes = prefixes or Prefixes(model)
         self.head = head_of(model)
+        pack(model)
         self.tokens_forwarded = self.forwards = 0
 
     @torch.inference_mode()
@@ -92,29 +92,26 @@ class TreeForward:
 
         Returns the logits of what follows each prompt, shape (queries, vocabulary), float32, on the model's device.
         """
-        from transformers import DynamicCache
-
         kept = np.array(shared if shared is not None else [0] * len(prompts))
-        lengths = np.array([len(prompt) for prompt in prompts])
-        before, width = int(kept.max()), int((lengths - kept).max())
-        self.cache = DynamicCache()
+        rests = np.array([len(prompt) for prompt in prompts]) - kept
+        before, width = int(kept.max()), int(rests.max())
+        self.cache = TreeCache()
         if before:
             self._fill([tuple(prompt[:n]) for prompt, n in zip(prompts, kept, strict=True)], before)
-        ids = np.zeros((len(prompts), width), dtype=np.int64)
-        for row, prompt, n in zip(ids, prompts, kept, strict=True):
-            row[width - (len(prompt) - n) :] = prompt[n:]
-        place = np.arange(width) - (width - (lengths - kept))[:, None]  # in the rest of the prompt; negative: padding
+        place = _right_aligned(width, rests)
         self._places = np.concatenate([_right_aligned(before, kept), np.where(place < 0, -1, place + kept[:, None])], 1)
-        visible = self._places >= 0
-        mask = np.broadcast_to(visible[:, None, :], (len(prompts), width, before + width)).copy()
+        self._visible, self._lengths = self._places >= 0, rests + kept
+        mask = np.broadcast_to(self._visible[:, None, :], (len(prompts), width, before + width)).copy()
         mask[:, :, before:] &= np.tri(width, dtype=bool)
         mask[:, np.arange(width), before + np.arange(width)] = True  # also padding: a row must see something
-        out = self._run(ids, np.maximum(place + kept[:, None], 0), mask, logits_to_keep=1)
-        self.tokens_forwarded += int((lengths - kept).sum())
-        self._visible, self._lengths = visible, lengths
+        rows, columns = np.nonzero(place >= 0)
+        ids = np.concatenate([prompt[n:] for prompt, n in zip(prompts, kept, strict=True)])
+        last = self._tensor(np.cumsum(rests) - 1)
+        logits = self._run(ids, self._places[rows, before + columns], rows, columns, mask, logits_to_keep=last)
+        self.tokens_forwarded += len(ids)
         self._columns: list[dict[Key, list[int]]] = [{ROOT: []} for _ in prompts]  # cell -> columns of its path
         self._origin: list[dict[Key, Cell]] = [{} for _ in prompts]
-        return out[:, -1].float()
+        return logits.float()
 
     def read(self, logits: torch.Tensor, wanted: Sequence[Ints], tokens: Ints | None = None) -> list[Answer]:
         """An Answer for each row of `logits`, shape (rows, vocabulary), with the tokens wanted[row] read.
@@ -225,49 +222,59 @@ class TreeForward:
 
     def _forward(self, new: list[list[Cell]], wanted: list[tuple[int, Key]], totals: bool) -> list[Answer]:
         past, width = self._visible.shape[1], max(map(len, new))
-        ids = np.zeros((len(new), width), dtype=np.int64)
-        positions = np.zeros_like(ids)
         mask = np.zeros((len(new), width, past + width), dtype=bool)
         mask[:, :, :past] = self._visible[:, None, :]
         mask[:, np.arange(width), past + np.arange(width)] = True
+        flat: list[tuple[int, int, int, int]] = []  # token, position, query, place
+        number: dict[tuple[int, Key], int] = {}
         for b, cells in enumerate(new):
             columns = self._columns[b]
             for t, cell in enumerate(cells):
                 path = columns[cell.parent]
                 columns[cell.key] = [*path, past + t]
-                ids[b, t] = cell.token
-                positions[b, t] = self._lengths[b] + len(path)
                 mask[b, t, path] = True
+                number[b, cell.key] = len(flat)
+                flat.append((cell.token, int(self._lengths[b]) + len(path), b, t))
+        ids, positions, rows, places = np.array(flat, dtype=np.int64).T
         reads = [self._origin[b][key].read for b, key in wanted]
         tokens = None if totals or self.head is None else np.unique(np.concatenate(reads))
-        logits = self._run(ids, positions, mask, tokens)
-        self.tokens_forwarded += sum(map(len, new))
+        keep = self._tensor(np.array([number[which] for which in wanted]))
+        logits = self._run(ids, positions, rows, places, mask, tokens, logits_to_keep=keep)
+        self.tokens_forwarded += len(flat)
         self._visible = np.pad(self._visible, ((0, 0), (0, width)))
-        queries = self._tensor(np.array([b for b, _ in wanted]))
-        columns_ = self._tensor(np.array([self._columns[b][key][-1] - past for b, key in wanted]))
-        return self.read(logits[queries, columns_], reads, tokens)
+        return self.read(logits, reads, tokens)
 
     def _run(
-        self, ids: Ints, positions: Ints, mask: NDArray[np.bool_], tokens: Ints | None = None, **more: Any
+        self,
+        ids: Ints,
+        positions: Ints,
+        rows: Ints,
+        places: Ints,
+        mask: NDArray[np.bool_],
+        tokens: Ints | None = None,
+        **more: Any,
     ) -> torch.Tensor:
-        """Logits of the new columns, of all tokens or of `tokens`; `mask` says what each column sees, (queries, new,
-        cached + new)."""
+        """Logits of new tokens, (kept, vocabulary or `tokens`). Token t belongs to query rows[t], at places[t] of its
+        new columns; `mask`, (queries, new, cached + new), says what each column sees."""
         self.forwards += 1
         if self.head is not None:
             self.head.tokens = None if tokens is None else self._tensor(tokens)
+        seen_from = np.zeros(mask.shape[:2], dtype=np.int64)
+        seen_from[rows, places] = positions
         try:
-            out = self.model(
-                input_ids=self._tensor(ids),
-                attention_mask=self._masks(positions, mask),
-                position_ids=self._tensor(positions),
-                past_key_values=self.cache,
-                use_cache=True,
-                **more,
-            )
+            with laid_out(Grid(self._tensor(rows), self._tensor(places), mask.shape[:2])):
+                out = self.model(
+                    input_ids=self._tensor(ids[None]),
+                    attention_mask=self._masks(seen_from, mask),
+                    position_ids=self._tensor(positions[None]),
+                    past_key_values=self.cache,
+                    use_cache=True,
+                    **more,
+                )
         finally:
             if self.head is not None:
                 self.head.tokens = None
-        return out.logits  # type: ignore[no-any-return]
+        return out.logits[0]  # type: ignore[no-any-return]
 
     def _masks(self, positions: Ints, mask: NDArray[np.bool_]) -> torch.Tensor | dict[str, torch.Tensor]:
         """The mask, or one for each kind of layer where some layers see a sliding window only."""

@@ -135,10 +135,12 @@ def _pooling(folder: Path) -> str:
         if kind == "Pooling":
             pooling = folder / module["path"]
         elif kind not in ("Transformer", "Normalize"):
-            raise ModelError(f"{folder} ends in a module {kind!r}; only transformer, pooling and normalisation are known")
+            raise ModelError(
+                f"{folder} ends in a module {kind!r}; only transformer, pooling and normalisation are known"
+            )
     settings = _json(pooling / "config.json", {"pooling_mode_mean_tokens": True})
     flags = {key.removeprefix("pooling_mode_"): on for key, on in settings.items() if key.startswith("pooling_mode_")}
-    modes = [mode for mode, on in flags.items() if on]
+    modes = [str(mode) for mode, on in flags.items() if on]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise ModelError(f"{pooling} asks for the pooling {' + '.join(modes) or 'none'}; known: {', '.join(POOLINGS)}")
     return modes[0]

@@ -52,10 +52,16 @@ def compare(a: Mapping[str, float], b: Mapping[str, float], seed: int = 0) -> Co
         raise ValueError("a comparison needs at least one query")
     a_Q, b_Q = (np.array([values.get(qid, 0.0) for qid in qids]) for values in (a, b))
     d_Q = a_Q - b_Q
-    intervals = [bootstrap(values_Q, seed=seed) for values_Q in (a_Q, b_Q, d_Q)]
     wins, losses = int((d_Q > 0).sum()), int((d_Q < 0).sum())
     return Comparison(
-        len(qids), *intervals, randomisation_test(d_Q, seed=seed), wins, len(qids) - wins - losses, losses
+        queries=len(qids),
+        a=bootstrap(a_Q, seed=seed),
+        b=bootstrap(b_Q, seed=seed),
+        difference=bootstrap(d_Q, seed=seed),
+        p=randomisation_test(d_Q, seed=seed),
+        wins=wins,
+        ties=len(qids) - wins - losses,
+        losses=losses,
     )
 
 

@@ -1,0 +1,86 @@
+"""A batch of search trees without padding: matrix products run over the new tokens of all queries, end to end.
+
+Only attention has to know which token is whose. It lays them out on a grid, one row per query, where each row meets
+its own cache, and takes the results back. On a CPU, where products cost in proportion to tokens, this is what makes a
+batch cheaper than its queries one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "zerogr_tree"
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where each of T tokens lies: query `rows[t]` and place `places[t]` of a grid of shape (queries, places)."""
+
+    rows: torch.Tensor
+    places: torch.Tensor
+    shape: tuple[int, int]
+
+    def spread(self, states: torch.Tensor) -> torch.Tensor:
+        """(1, heads, T, width) of the tokens as (queries, heads, places, width) of the grid, zeros where none lies."""
+        if self.shape[0] == 1:
+            return states
+        _, heads, _, width = states.shape
+        grid = states.new_zeros(*self.shape, heads, width)
+        grid[self.rows, self.places] = states[0].transpose(0, 1)
+        return grid.transpose(1, 2)
+
+    def gather(self, states: torch.Tensor) -> torch.Tensor:
+        """(queries, places, heads, width) of the grid as (1, T, heads, width) of the tokens."""
+        return states if self.shape[0] == 1 else states[self.rows, self.places][None]
+
+
+_grid: ContextVar[Grid | None] = ContextVar("grid", default=None)
+
+
+@contextmanager
+def laid_out(grid: Grid) -> Iterator[None]:
+    """Inside the block, models prepared by `pack` take the tokens of one row as those of `grid`."""
+    token = _grid.set(grid)
+    try:
+        yield
+    finally:
+        _grid.reset(token)
+
+
+class TreeCache(DynamicCache):  # type: ignore[misc]
+    """Keys and values with one row per query, from tokens that come end to end."""
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *where: Any, **more: Any) -> Any:
+        """As DynamicCache: returns all keys and values of the layer, (queries, heads, columns, width)."""
+        grid = _grid.get()
+        if grid is not None:
+            key_states, value_states = grid.spread(key_states), grid.spread(value_states)
+        return super().update(key_states, value_states, *where, **more)
+
+
+def pack(model: Any) -> None:
+    """Let `model` run on packed tokens; outside `laid_out` it runs as it did, with torch's attention."""
+    model.set_attn_implementation(ATTENTION)
+
+
+def _attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **more: Any
+) -> tuple[torch.Tensor, None]:
+    grid = _grid.get()
+    if grid is None:
+        return sdpa_attention_forward(module, query, key, value, mask, **more)  # type: ignore[no-any-return]
+    out, _ = sdpa_attention_forward(module, grid.spread(query), key, value, mask, **more)
+    return grid.gather(out), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
