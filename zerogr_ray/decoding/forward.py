@@ -280,15 +280,22 @@ class TreeForward:
         """The mask, or one for each kind of layer where some layers see a sliding window only."""
         config = self.model.config.get_text_config()
         window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or [])
-        whole = self._tensor(mask[:, None])
+        whole = self._bias(mask)
         if not window or kinds == {"full_attention"}:
             return whole
         # Only what the prompt holds can be out of a window's sight, as long as docids are shorter than the window.
         prompt = self._places.shape[1]
         near = mask.copy()
         near[:, :, :prompt] &= positions[:, :, None] - self._places[:, None, :] < window
-        windowed = self._tensor(near[:, None])
+        windowed = self._bias(near)
         return {"full_attention": whole, "sliding_attention": windowed} if "full_attention" in kinds else windowed
+
+    def _bias(self, mask: NDArray[np.bool_]) -> torch.Tensor:
+        """What attention adds to its scores, (queries, 1, new, columns): made once, not once for each layer."""
+        allowed = self._tensor(mask[:, None])
+        return torch.zeros(allowed.shape, dtype=self.model.dtype, device=allowed.device).masked_fill_(
+            ~allowed, -torch.inf
+        )
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)

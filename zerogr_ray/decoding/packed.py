@@ -78,8 +78,16 @@ def _attention(
     grid = _grid.get()
     if grid is None:
         return sdpa_attention_forward(module, query, key, value, mask, **more)  # type: ignore[no-any-return]
-    out, _ = sdpa_attention_forward(module, grid.spread(query), key, value, mask, **more)
-    return grid.gather(out), None
+    assert mask is not None
+    query = grid.spread(query)
+    rows, heads, places, width = query.shape
+    # Heads that share keys come as more places of one head: copying the keys for each would cost more than attention.
+    groups = heads // key.shape[1]
+    query = query.reshape(rows, key.shape[1], groups * places, width)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask.repeat(1, 1, groups, 1), scale=more.get("scaling")
+    )
+    return grid.gather(out.reshape(rows, heads, places, width).transpose(1, 2)).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION, _attention)
