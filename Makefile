@@ -14,7 +14,7 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not model and not ray and not vllm and not slow and not gpu"
+	$(BIN)/pytest -n auto --maxprocesses 4 -m "not model and not ray and not vllm and not slow and not gpu"
 
 test: check
 	$(BIN)/pytest -m "(model or ray or vllm or slow) and not gpu" --durations=10

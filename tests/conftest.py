@@ -18,7 +18,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("RAY_ADDRESS", None)
 
 # The same examples in every run: a test that depends on luck is a bug.
-settings.register_profile("zerogr", derandomize=True, deadline=None)
+settings.register_profile("zerogr", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("zerogr")
 
 

@@ -40,7 +40,7 @@ class Head(torch.nn.Module):
         if self.tokens is None:
             return self.whole(hidden)  # type: ignore[no-any-return]
         bias = None if self.whole.bias is None else self.whole.bias[self.tokens]
-        return torch.nn.functional.linear(hidden, self.whole.weight[self.tokens], bias)
+        return torch.nn.functional.linear(hidden, self.whole.weight.index_select(0, self.tokens), bias)
 
 
 def head_of(model: Any) -> Head | None:
@@ -164,13 +164,13 @@ class TreeForward:
         pattern = next(layers for layers in found if layers)
         for number, (keys, values) in enumerate(pattern):
             if len(set(prefixes)) == 1:
-                both = [part.expand(len(prefixes), -1, -1, -1) for part in (keys, values)]
+                keys, values = (part.expand(len(prefixes), -1, -1, -1) for part in (keys, values))
             else:
-                both = [
+                keys, values = (
                     self._padded([layers[number][i] if layers else None for layers in found], part, width)
                     for i, part in enumerate((keys, values))
-                ]
-            self.cache.update(*both, number)
+                )
+            self.cache.update(keys, values, number)
 
     def _padded(self, parts: list[torch.Tensor | None], like: torch.Tensor, width: int) -> torch.Tensor:
         stacked = like.new_zeros(len(parts), like.shape[1], width, like.shape[3])

@@ -7,26 +7,46 @@ child gets the same noise each time.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_64 = 0xFFFFFFFFFFFFFFFF
 
 
 def gumbel(seed: int, draw: int, nodes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Standard Gumbel noise of draw number `draw` for each of `nodes`, shape (nodes,)."""
-    with np.errstate(over="ignore"):
-        stream = _mix(_mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)) + np.uint64(draw) * _GOLDEN)
-        bits = _mix(stream + nodes.astype(np.uint64) * _GOLDEN)
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1), never 0 or 1
-    return np.asarray(-np.log(-np.log(uniform)))
+    bits = nodes.astype(np.uint64)
+    bits *= np.uint64(_GOLDEN)
+    bits += np.uint64(_stream(seed, draw))
+    bits ^= bits >> np.uint64(30)
+    bits *= np.uint64(_MIX_1)
+    bits ^= bits >> np.uint64(27)
+    bits *= np.uint64(_MIX_2)
+    bits ^= bits >> np.uint64(31)
+    bits >>= np.uint64(11)
+    uniform = bits.astype(np.float64)
+    uniform += 0.5
+    uniform *= 2.0**-53  # in (0, 1), never 0 or 1
+    noise = np.log(uniform, out=uniform)
+    np.negative(noise, out=noise)
+    np.log(noise, out=noise)
+    np.negative(noise, out=noise)
+    return noise
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+@lru_cache(maxsize=4096)
+def _stream(seed: int, draw: int) -> int:
+    return (_mix(_mix(seed & _64) + draw * _GOLDEN) + _GOLDEN) & _64
+
+
+def _mix(x: int) -> int:
     """The output function of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014)."""
-    x = x + _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * _MIX_1
-    x = (x ^ (x >> np.uint64(27))) * _MIX_2
-    return x ^ (x >> np.uint64(31))
+    x = (x + _GOLDEN) & _64
+    x = ((x ^ (x >> 30)) * _MIX_1) & _64
+    x = ((x ^ (x >> 27)) * _MIX_2) & _64
+    return x ^ (x >> 31)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class Grid:
     rows: torch.Tensor
     places: torch.Tensor
     shape: tuple[int, int]
+    repeated: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    """Masks by (identity, groups), each repeated for the heads of a group: the same for all layers."""
 
     def spread(self, states: torch.Tensor) -> torch.Tensor:
         """(1, heads, T, width) of the tokens as (queries, heads, places, width) of the grid, zeros where none lies."""
@@ -57,14 +59,37 @@ def laid_out(grid: Grid) -> Iterator[None]:
 
 
 class TreeCache(DynamicCache):  # type: ignore[misc]
-    """Keys and values with one row per query, from tokens that come end to end."""
+    """Keys and values with one row per query, from tokens that come end to end.
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *where: Any, **more: Any) -> Any:
-        """As DynamicCache: returns all keys and values of the layer, (queries, heads, columns, width)."""
+    Each layer's are views of a buffer with room to grow: a wave adds its columns without copying those before it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffers: dict[tuple[int, str], torch.Tensor] = {}
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        """Add the columns; returns all keys and values of the layer, (queries, heads, columns, width)."""
         grid = _grid.get()
         if grid is not None:
             key_states, value_states = grid.spread(key_states), grid.spread(value_states)
-        return super().update(key_states, value_states, *where, **more)
+        if layer_idx == len(self.layers) or not self.layers[layer_idx].is_initialized:
+            super().update(key_states[:, :, :0], value_states[:, :, :0], layer_idx)
+        layer = self.layers[layer_idx]
+        layer.keys = self._grown(layer.keys, key_states, (layer_idx, "keys"))
+        layer.values = self._grown(layer.values, value_states, (layer_idx, "values"))
+        return layer.keys, layer.values
+
+    def _grown(self, held: torch.Tensor, new: torch.Tensor, name: tuple[int, str]) -> torch.Tensor:
+        """`held` and `new` side by side, in the buffer if it holds `held` and has room."""
+        columns = held.shape[2] + new.shape[2]
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.data_ptr() != held.data_ptr() or buffer.shape[2] < columns:
+            room = (*held.shape[:2], max(columns + columns // 2, columns + 32), held.shape[3])
+            buffer = self._buffers[name] = held.new_empty(room)
+            buffer[:, :, : held.shape[2]] = held
+        buffer[:, :, held.shape[2] : columns] = new
+        return buffer[:, :, :columns]
 
 
 def pack(model: Any) -> None:
@@ -84,9 +109,10 @@ def _attention(
     # Heads that share keys come as more places of one head: copying the keys for each would cost more than attention.
     groups = heads // key.shape[1]
     query = query.reshape(rows, key.shape[1], groups * places, width)
-    out = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask.repeat(1, 1, groups, 1), scale=more.get("scaling")
-    )
+    bias = grid.repeated.get((id(mask), groups))
+    if bias is None:
+        bias = grid.repeated[id(mask), groups] = mask.repeat(1, 1, groups, 1)
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=more.get("scaling"))
     return grid.gather(out.reshape(rows, heads, places, width).transpose(1, 2)).contiguous(), None
 
 

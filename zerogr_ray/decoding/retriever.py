@@ -188,9 +188,10 @@ def steps(forward: TreeForward, jobs: Sequence[Job], prompts: Sequence[tuple[lis
     while running:
         asked = [_next(run, said) for run, said in zip(running, answers, strict=True)]
         going = [b for b, cells in enumerate(asked) if cells]
-        if len(going) < len(running) and going:
-            forward.keep(going)
-        running, asked = [running[b] for b in going], [asked[b] for b in going]
+        if 4 * len(going) <= 3 * len(running):  # leaving costs a copy of the cache of those that stay
+            if going:
+                forward.keep(going)
+            running, asked = [running[b] for b in going], [asked[b] for b in going]
         yield
         totals = any(job.over_vocabulary for job in jobs)
         answers = forward.wave(asked, totals) if running else []
