@@ -51,7 +51,12 @@ class Retriever:
                 f"{path} was built with prompt format {built_with}, but its tokenizer now gives "
                 f"{prompt_format.fingerprint}; install the transformers version it was built with, or build it again"
             )
-        return cls(bundle, load_model(bundle.model, dtype, device), prompt_format, cache)
+        from zerogr_ray.decoding.forward import keep_freed_memory
+
+        model = load_model(bundle.model, dtype, device)
+        if model.device.type == "cpu":
+            keep_freed_memory()
+        return cls(bundle, model, prompt_format, cache)
 
     def search(
         self,
