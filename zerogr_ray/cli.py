@@ -24,10 +24,13 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-Seed = Annotated[int, typer.Option(help="Key of the noise: same index, query and seed, same hits.")]
-Draws = Annotated[int, typer.Option(help="K, docids drawn per query.")]
+Seed = Annotated[int | None, typer.Option(help="Key of the noise: same index, query and seed, same hits.")]
+Draws = Annotated[int | None, typer.Option(help="K, docids drawn per query.")]
 Decoding = Annotated[
     list[str] | None, typer.Option("--set", help="One setting of the search: mode=top_k, order=docid. May repeat.")
+]
+Published = Annotated[
+    bool, typer.Option("--published", help="Begin from the published algorithm, not from what the index chose.")
 ]
 
 
@@ -73,16 +76,17 @@ def search(
     query: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", help="Documents to return.")] = 10,
     instruction: Annotated[str | None, typer.Option(help="Instead of the index's own.")] = None,
-    seed: Seed = 0,
-    draws: Draws = 100,
+    seed: Seed = None,
+    draws: Draws = None,
     set_: Decoding = None,
+    published: Published = False,
     as_json: Json = False,
 ) -> None:
     """Print the k best documents for QUERY, one `rank<TAB>docno<TAB>docid` per line.
 
     Example: zerogr search indexes/docs "how do I parse command line flags" -k 5
     """
-    cfg = _decoding(seed, draws, set_)
+    cfg = _decoding(index, published, seed, draws, set_)
     retriever = _load(index)
     hits = retriever.search(query, k, instruction, cfg)
     if as_json:
@@ -98,9 +102,10 @@ def evaluate(
     dataset: Annotated[str, typer.Argument(help="A BEIR or MAIR folder with queries and judgements.")],
     split: Annotated[str, typer.Option(help="Which judgements: qrels/SPLIT.tsv.")] = "test",
     k: Annotated[int, typer.Option("-k", help="Documents per query.")] = 100,
-    seed: Seed = 0,
-    draws: Draws = 100,
+    seed: Seed = None,
+    draws: Draws = None,
     set_: Decoding = None,
+    published: Published = False,
     bm25: Annotated[bool, typer.Option(help="BM25 on the same queries beside it.")] = True,
     dense: Annotated[bool, typer.Option("--dense", help="all-MiniLM-L6-v2 on the same queries beside it.")] = False,
     encoder: Annotated[str | None, typer.Option(help="A sentence encoder instead: a folder or org/name.")] = None,
@@ -120,12 +125,12 @@ def evaluate(
     from zerogr_ray.evaluation.report import table
     from zerogr_ray.models import DEFAULT_ENCODER
 
-    cfg = _decoding(seed, draws, set_)
+    cfg = _decoding(index, published, seed, draws, set_)
     collection = read_collection(dataset, split)
     retriever = _load(index)
     result = evaluate_index(retriever, collection, cfg, k, bm25, quiet, encoder or (DEFAULT_ENCODER if dense else None))
     if as_json:
-        about = {"dataset": collection.name, "split": split, "queries": result.queries, "seed": seed}
+        about = {"dataset": collection.name, "split": split, "queries": result.queries, "decode": cfg.model_dump()}
         _print_json({**about, **result.figures, "seconds": round(result.seconds, 1)})
     else:
         print(table(result.figures))
@@ -288,10 +293,19 @@ def _setting(text: str) -> tuple[str, Any]:
         return name.strip(), value
 
 
-def _decoding(seed: int, draws: int, settings: list[str] | None) -> DecodeConfig:
-    if draws < 1:
+def _decoding(
+    index: str, published: bool, seed: int | None, draws: int | None, settings: list[str] | None
+) -> DecodeConfig:
+    """What the index chose, or the published algorithm, with the settings given on the command line."""
+    from zerogr_ray.index.bundle import read_manifest
+    from zerogr_ray.store import local_path
+
+    if draws is not None and draws < 1:
         raise InputError(f"--draws is {draws}; it must be at least 1")
-    return make_config(DecodeConfig, {"seed": seed, "draws": draws}, dict(map(_setting, settings or [])))
+    manifest = read_manifest(local_path(index))
+    own = {} if published else dict(manifest.get("decode", {}))
+    given = {name: value for name, value in (("seed", seed), ("draws", draws)) if value is not None}
+    return make_config(DecodeConfig, own | given, dict(map(_setting, settings or [])))
 
 
 def _print_json(value: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,8 @@ class Request:
     """Documents wanted."""
     instruction: str | None = None
     """The retrieval task; None for the one of the index."""
-    config: DecodeConfig = field(default_factory=DecodeConfig)
+    config: DecodeConfig | None = None
+    """None for the settings of the index."""
     docnos: Sequence[str] | None = None
     """Only these documents may be found; None for all."""
 
@@ -47,7 +48,8 @@ class Job:
         self.request, self.live = request, live
         rows = None if request.docnos is None else live.rows_of(request.docnos)  # first: a later view has these rows
         self.view: View = live.view if rows is None else live.view.restricted(rows)
-        cfg, bundle = request.config, live.bundle
+        self.cfg = cfg = request.config or live.bundle.decode
+        bundle = live.bundle
         if cfg.mode == "exhaustive" and self.view.entries > EXHAUSTIVE:
             raise InputError(f"mode exhaustive scores {EXHAUSTIVE} docids at most, not {self.view.entries}")
         if cfg.plan_ahead and bundle.postings is None:
@@ -62,12 +64,12 @@ class Job:
     @property
     def scored(self) -> bool:
         """Whether hits are ordered by scores of whole docids."""
-        return self.request.config.order != "draw" or self.request.config.mode == "exhaustive"
+        return self.cfg.order != "draw" or self.cfg.mode == "exhaustive"
 
     @property
     def over_vocabulary(self) -> bool:
         """Whether it needs to know how likely a token is among the whole vocabulary."""
-        return self.scored or self.request.config.mode == "best_first"
+        return self.scored or self.cfg.mode == "best_first"
 
     def plan(self, next_logprobs: NDArray[np.float32]) -> None:
         """Restrict the search to the documents that the prompt's next-token log-probabilities, (vocabulary,), favour.
@@ -79,15 +81,14 @@ class Job:
         vocab = bundle.postings.vocab
         self._gain_V = next_logprobs[:vocab] - (0.0 if bundle.next_prior is None else bundle.next_prior[:vocab])
         among = None if self.view.filter is None else self.view.filter.rows[self.view.filter.rows < count]
-        planned = plan_ahead(bundle.postings, self._gain_V, self.request.config.plan_ahead, among)
+        planned = plan_ahead(bundle.postings, self._gain_V, self.cfg.plan_ahead, among)
         self.view = self.view.restricted(np.concatenate([planned, np.arange(count, self.view.documents)]))
 
     def run(self) -> Generator[list[Cell], list[Answer], None]:
         """Yields the cells it needs, ROOT's answer first; is sent their answers; ends when `hits` can be called."""
         if not self.view.entries:
             return
-        cfg = self.request.config
-        self.tree = tree = SearchTree(self.view, cfg.prior_weight)
+        self.tree = tree = SearchTree(self.view, self.cfg.prior_weight)
         tree.learn(ROOT, (yield [Cell(ROOT, ROOT, 0, self.view.tokens(tree.children(ROOT)))])[0])
         self.search = self._search(tree)
         while needed := self.search.advance():
@@ -107,7 +108,7 @@ class Job:
             return []
         found = self.search.harvest.found
         scores = {drawn.leaf: self._score(drawn.leaf) for drawn in found} if self.scored else {}
-        if self.request.config.order == "rerank":
+        if self.cfg.order == "rerank":
             found = sorted(found, key=lambda drawn: -(scores[drawn.leaf].rerank or 0.0))
         elif self.scored:
             found = sorted(found, key=lambda drawn: -scores[drawn.leaf].calibrated)
@@ -129,7 +130,7 @@ class Job:
                 self.tree.learn(cell.key, answer)
 
     def _search(self, tree: SearchTree) -> Search | Beam | BestFirst | Exhaustive:
-        cfg = self.request.config
+        cfg = self.cfg
         draws = max(self.request.k, cfg.draws)
         wanted = draws if self.scored else self.request.k
         harvest = Harvest(tree, min(wanted, self.view.entries), self.live.owner_of)
@@ -154,7 +155,7 @@ class Job:
             for depth, node in enumerate(path):
                 rest = list(set(docid[depth:]))
                 best[node] = max(best.get(node, -np.inf), float(self._gain_V[rest].sum()))
-        weight = self.request.config.lookahead
+        weight = self.cfg.lookahead
         return lambda nodes: np.array([weight * best[node] for node in nodes.tolist()], dtype=np.float32)
 
     def _score(self, leaf: int) -> Score:
@@ -163,7 +164,7 @@ class Job:
     def _hit(self, document: dict[str, str], drawn: Drawn, rank: int, score: Score | None, above: float) -> Hit:
         value = 1.0 / rank
         if score is not None:
-            value = score.calibrated if score.rerank is None or self.request.config.order != "rerank" else score.rerank
+            value = score.calibrated if score.rerank is None or self.cfg.order != "rerank" else score.rerank
             value = min(value, float(np.nextafter(above, -np.inf)))  # documents that share a docid: no ties in a run
         return Hit(
             docno=document["docno"],

@@ -70,7 +70,7 @@ class Retriever:
 
         Raises InputError for k < 1, an empty query, and unknown docnos.
         """
-        return self.answer([Request(query, k, instruction, config or DecodeConfig(), docnos)])[0]
+        return self.answer([Request(query, k, instruction, config, docnos)])[0]
 
     def search_many(
         self,
@@ -83,13 +83,12 @@ class Retriever:
         asked = [instruction] * len(queries) if isinstance(instruction, (str, type(None))) else list(instruction)
         if len(asked) != len(queries):
             raise InputError(f"{len(queries)} queries came with {len(asked)} instructions; give one, or one for each")
-        cfg = config or DecodeConfig()
-        return self.answer([Request(query, k, task, cfg) for query, task in zip(queries, asked, strict=True)])
+        return self.answer([Request(query, k, task, config) for query, task in zip(queries, asked, strict=True)])
 
     def answer(self, requests: Sequence[Request]) -> list[list[Hit]]:
         """Hits for each request, whatever its k, instruction, configuration and filter; many share a batch."""
         jobs = [self._job(request, number, len(requests)) for number, request in enumerate(requests)]
-        prompts = [self._prompt(request) for request in requests]
+        prompts = [self._prompt(job) for job in jobs]
         # Queries of like length share a batch, so that little is padding.
         order = sorted(range(len(jobs)), key=lambda i: len(prompts[i][0]))
         for start in range(0, len(order), self.cache.batch):
@@ -110,14 +109,13 @@ class Retriever:
         With `k`, the temperature follows the schedule of a search for k documents. Without, every draw is at
         config.temperature (mode sampling), and hits come until the corpus is exhausted.
         """
-        cfg = config or DecodeConfig()
+        cfg = config or self.bundle.decode.model_copy(update={"order": "draw"})
         if k is None:
             cfg = cfg.model_copy(update={"mode": "sampling"})
-        request = Request(query, k or self.live.view.entries or 1, instruction, cfg, docnos)
-        job = self._job(request, 0, 1)
+        job = self._job(Request(query, k or self.live.view.entries or 1, instruction, cfg, docnos), 0, 1)
         if job.scored:
             raise InputError("hits that are ordered by score cannot be streamed; order by draw")
-        return self._stream(job, self._prompt(request))
+        return self._stream(job, self._prompt(job))
 
     def add(self, docnos: Sequence[str], docids: Sequence[str], titles: Sequence[str] | None = None) -> None:
         """Let the next search find these documents under these docids. A docno that is there is replaced."""
@@ -155,10 +153,10 @@ class Retriever:
             raise InputError(f"{which} is empty; write a few words")
         return Job(request, self.live)
 
-    def _prompt(self, request: Request) -> tuple[list[int], int]:
+    def _prompt(self, job: Job) -> tuple[list[int], int]:
         """Tokens of the prompt, and how many of the first depend on the instruction alone."""
-        task = request.instruction or str(self.bundle.manifest["instruction"])
-        tokens = self.format.prompts(task, [request.query], request.config.query_tokens)[0]
+        task = job.request.instruction or str(self.bundle.manifest["instruction"])
+        tokens = self.format.prompts(task, [job.request.query], job.cfg.query_tokens)[0]
         shared = self._shared.get(task)
         if shared is None:
             one, other = self.format.prompts(task, ["a", "7"], 8)
@@ -178,10 +176,10 @@ def decode(forward: TreeForward, jobs: Sequence[Job], prompts: Sequence[tuple[li
 def steps(forward: TreeForward, jobs: Sequence[Job], prompts: Sequence[tuple[list[int], int]]) -> Iterator[None]:
     """As `decode`, pausing after each wave."""
     logits = forward.prompt([tokens for tokens, _ in prompts], [shared for _, shared in prompts])
-    if any(job.request.config.plan_ahead for job in jobs):
+    if any(job.cfg.plan_ahead for job in jobs):
         logprobs = logits.log_softmax(-1).cpu().numpy()
         for job, next_logprobs in zip(jobs, logprobs, strict=True):
-            if job.request.config.plan_ahead:
+            if job.cfg.plan_ahead:
                 job.plan(next_logprobs)
     running = [job.run() for job in jobs]
     asked = [_next(run) for run in running]

@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from zerogr_ray.config import DecodeConfig
 from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.index.postings import Postings
 from zerogr_ray.index.trie import ARRAYS, Trie
@@ -65,6 +66,11 @@ class Bundle:
     """(documents,) the same, summed over the docid's tokens after its distinguishing prefix and the end."""
     next_prior: NDArray[np.float32] | None = None
     """(vocabulary,) the same for the token that comes first."""
+
+    @property
+    def decode(self) -> DecodeConfig:
+        """How to search it where a request does not say: what its build chose, else the published algorithm."""
+        return DecodeConfig(**self.manifest.get("decode", {}))
 
     @property
     def model(self) -> Path:
@@ -104,12 +110,14 @@ def write_index(
     facts: dict[str, Any],
     vocab: int | None = None,
     priors: Callable[[Trie, pa.Table], dict[str, NDArray[Any]]] | None = None,
+    choose: Callable[[Bundle], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Build the index of these documents and publish it as `out`, replacing an index that is there.
 
     `documents` has the columns of DOCUMENTS, `end` is the end-of-turn token, `facts` go into the manifest. With
     `vocab`, the model's number of tokens, it gets postings (see postings.py). `priors`, given the trie and the
-    documents in its order, makes the arrays of PRIORS. Returns the manifest.
+    documents in its order, makes the arrays of PRIORS. `choose`, given the index before it is published, adds facts to
+    its manifest, such as `decode`. Returns the manifest.
     """
     documents = documents.select(DOCUMENTS.names).cast(DOCUMENTS)
     with _publishing(out) as folder:
@@ -132,6 +140,8 @@ def write_index(
         shutil.copytree(model, folder / "model")
         counts = {"documents": trie.documents, "docids": trie.leaves, "nodes": trie.nodes}
         manifest = {"format": FORMAT, **counts, **facts, "files": _describe(folder)}
+        if choose:
+            manifest |= choose(_opened(folder, manifest))
         manifest["sha256"] = _digest(manifest)
         (folder / "manifest.json").write_text(
             json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -217,6 +227,10 @@ def open_index(path: Path) -> Bundle:
     needed = ["documents.arrow", "by_docno.npy", *(f"trie/{name}.npy" for name in ARRAYS)]
     if lost := [name for name in needed if name not in manifest["files"]]:
         raise IndexRefused(f"{path}/manifest.json does not list {lost[0]}; build the index again")
+    return _opened(path, manifest)
+
+
+def _opened(path: Path, manifest: dict[str, Any]) -> Bundle:
     documents = pa.ipc.open_file(pa.memory_map(str(path / "documents.arrow"))).read_all()
     trie = Trie.open(path / "trie")
     by_docno = np.load(path / "by_docno.npy", mmap_mode="r", allow_pickle=False)

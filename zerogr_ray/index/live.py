@@ -163,6 +163,8 @@ class LiveIndex:
         facts = {name: value for name, value in bundle.manifest.items() if name not in (*OWN_FACTS, "corpus", "key")}
         changes = [state.view.removed.tolist(), [asdict(entry) for entry in state.added]]
         facts["key"] = key_of("compact", bundle.manifest["key"], *changes)
+        if not priors:
+            facts.pop("decode", None)  # it was chosen for an index with priors
         vocab = bundle.postings.vocab if bundle.postings else None
         return write_index(out, self._table(state), self.end, bundle.model, facts, vocab, priors)
 

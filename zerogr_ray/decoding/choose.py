@@ -1,0 +1,62 @@
+"""Which way of decoding suits an index: the one that finds the documents of queries that were held back from training.
+
+These are pseudo-queries: no person's query and no judgement is looked at. The published algorithm always takes part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zerogr_ray.config import DecodeConfig
+from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.index.bundle import Bundle
+
+CUTOFF = 10
+"""Hits that are looked at."""
+
+PLANNED = (20, 50)
+"""Documents that plan-ahead leaves to the search, in the ways that are tried."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best way of decoding, and how good each was."""
+
+    best: DecodeConfig
+    tried: list[dict[str, Any]]
+    """In the order of trial, {"ndcg@10": mean over the queries, and the settings that differ from the published}."""
+
+
+def ways(bundle: Bundle) -> Iterator[DecodeConfig]:
+    """What is tried: the published algorithm first, then what this index has the arrays for."""
+    yield DecodeConfig()
+    weights = (0.0,) if bundle.priors is None else (0.0, 0.5, 1.0)
+    for weight in weights:
+        yield DecodeConfig(prior_weight=weight, order="docid")
+        for planned in PLANNED if bundle.postings is not None else ():
+            yield DecodeConfig(prior_weight=weight, order="docid", plan_ahead=planned, mode="exhaustive")
+
+
+def choose(retriever: Retriever, queries: Sequence[tuple[str, str]], among: Sequence[DecodeConfig]) -> Choice:
+    """The way with the highest mean nDCG@10 on `queries`, (query, docno of its document); the first of equals.
+
+        nDCG@10 = 1 / log2(1 + rank) of the document, 0 beyond rank 10
+
+    With one document per query that is all there is to it.
+    """
+    texts, tried = [query for query, _ in queries], []
+    published = DecodeConfig().model_dump()
+    for cfg in among:
+        found = retriever.search_many(texts, CUTOFF, config=cfg)
+        gains = [
+            next((1.0 / np.log2(1 + hit.rank) for hit in hits if hit.docno == docno), 0.0)
+            for hits, (_, docno) in zip(found, queries, strict=True)
+        ]
+        changed = {name: value for name, value in cfg.model_dump().items() if value != published[name]}
+        tried.append({"ndcg@10": round(float(np.mean(gains)), 4), **changed})
+    best = max(range(len(among)), key=lambda number: tried[number]["ndcg@10"])
+    return Choice(among[best], tried)
