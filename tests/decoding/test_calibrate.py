@@ -49,7 +49,7 @@ def test_every_edge_gets_the_prior_of_its_token_and_tails_the_rest():
 
     whole = [[*DOCIDS[row], END] for row in order]
     priors = [np.array([prior(docid[: n + 1]) for n in range(len(docid))], dtype=np.float32) for docid in whole]
-    arrays = edge_priors(trie, priors)
+    arrays = edge_priors(trie, np.concatenate(priors), np.array([len(some) for some in priors]))
     for node in range(1, trie.nodes):
         assert arrays["priors"][node] == np.float16(np.float32(prior(trie.path(node)))), trie.path(node)
     for leaf in range(1, trie.nodes):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zerogr_ray.config import CacheConfig
-from zerogr_ray.decoding.cells import ROOT, Cell, Key
+from zerogr_ray.decoding.cells import ROOT, Cell, Ints, Key
 from zerogr_ray.decoding.forward import TreeForward
 from zerogr_ray.index.trie import Trie
 
@@ -66,14 +66,14 @@ def docid_logprobs(
     return found, first.log_softmax(-1).cpu().numpy()
 
 
-def edge_priors(trie: Trie, priors: Sequence[Floats]) -> dict[str, NDArray[np.float16]]:
+def edge_priors(trie: Trie, priors: NDArray[np.floating], lengths: Ints) -> dict[str, NDArray[np.float16]]:
     """Priors of the trie's edges and of what follows its leaves, from those of the tokens of each document's docid.
 
-    `priors[row]` is of the docid of `row`, in the order of the trie, end of turn included. Returns the arrays `priors`,
-    (nodes,), and `tail_priors`, (documents,): sums over the tokens behind the distinguishing prefix.
+    `priors` holds them end to end, in the order of the trie; document `row` has the next lengths[row] of them, the end
+    of the answer included. Returns the arrays `priors`, (nodes,), and `tail_priors`, (documents,): sums over the tokens
+    behind the distinguishing prefix.
     """
-    lengths = np.array([len(some) for some in priors])
-    flat, starts = np.concatenate(priors), np.cumsum(lengths) - lengths
+    starts = np.cumsum(lengths) - lengths
     leaves = np.flatnonzero(trie.first_child[1:] == trie.first_child[:-1])
     rank = np.sort(np.concatenate([np.arange(trie.leaves), trie.shared.astype(np.int64)]))
     path = [leaves[rank]]
@@ -89,6 +89,6 @@ def edge_priors(trie: Trie, priors: Sequence[Floats]) -> dict[str, NDArray[np.fl
     edges = np.zeros(trie.nodes, dtype=np.float16)
     for up, nodes in enumerate(path):
         below = nodes > 0
-        edges[nodes[below]] = flat[(starts + depth - up - 1)[below]]
-    sums = np.concatenate([[0.0], np.cumsum(flat, dtype=np.float64)])
+        edges[nodes[below]] = priors[(starts + depth - up - 1)[below]]
+    sums = np.concatenate([[0.0], np.cumsum(priors, dtype=np.float64)])
     return {"priors": edges, "tail_priors": (sums[starts + lengths] - sums[starts + depth]).astype(np.float16)}

@@ -42,19 +42,17 @@ def ways(bundle: Bundle) -> Iterator[DecodeConfig]:
 
 
 def choose(retriever: Retriever, queries: Sequence[tuple[str, str]], among: Sequence[DecodeConfig]) -> Choice:
-    """The way with the highest mean nDCG@10 on `queries`, (query, docno of its document); the first of equals.
+    """The way with the highest mean nDCG@10 on `queries`, (query, docid of its document); the first of equals.
 
-        nDCG@10 = 1 / log2(1 + rank) of the document, 0 beyond rank 10
-
-    With one document per query that is all there is to it.
+    nDCG@10 = 1 / log2(1 + rank) of the first hit with this docid, 0 beyond rank 10
     """
     texts, tried = [query for query, _ in queries], []
     published = DecodeConfig().model_dump()
     for cfg in among:
         found = retriever.search_many(texts, CUTOFF, config=cfg)
         gains = [
-            next((1.0 / np.log2(1 + hit.rank) for hit in hits if hit.docno == docno), 0.0)
-            for hits, (_, docno) in zip(found, queries, strict=True)
+            next((1.0 / np.log2(1 + hit.rank) for hit in hits if hit.docid == docid), 0.0)
+            for hits, (_, docid) in zip(found, queries, strict=True)
         ]
         changed = {name: value for name, value in cfg.model_dump().items() if value != published[name]}
         tried.append({"ndcg@10": round(float(np.mean(gains)), 4), **changed})

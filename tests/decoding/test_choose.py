@@ -1,0 +1,62 @@
+"""The way of decoding that an index gets is the best of those tried, and a search without settings takes it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.decoding.test_retriever import WORDS, make_index
+from zerogr_ray.config import DecodeConfig
+from zerogr_ray.decoding.choose import choose, ways
+from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.index.bundle import open_index
+
+pytestmark = pytest.mark.model
+
+DOCIDS = [f"{a} {b}" for a in WORDS for b in WORDS[:5] if a != b]
+WAYS = [DecodeConfig(), DecodeConfig(mode="top_k"), DecodeConfig(order="docid"), DecodeConfig(mode="beam", draws=3)]
+
+
+@pytest.fixture(scope="module")
+def retriever(tmp_path_factory):
+    return Retriever.load(make_index(tmp_path_factory.mktemp("choose"), DOCIDS), "cpu", "float32")
+
+
+def test_each_way_is_judged_by_where_it_puts_the_docid_of_a_query(retriever):
+    queries = [(f"query {number}", docid) for number, docid in enumerate(DOCIDS[::4])]
+    choice = choose(retriever, queries, WAYS)
+    figures = []
+    for cfg in WAYS:
+        ranks = [
+            [hit.docid for hit in retriever.search(query, 10, config=cfg)].index(docid) + 1
+            if docid in [hit.docid for hit in retriever.search(query, 10, config=cfg)]
+            else np.inf
+            for query, docid in queries
+        ]
+        figures.append(np.mean([1 / np.log2(1 + rank) for rank in ranks]))
+    np.testing.assert_allclose([row["ndcg@10"] for row in choice.tried], figures, atol=1e-4)
+    assert choice.best == WAYS[int(np.argmax(np.round(figures, 4)))]
+    assert choice.tried[1]["mode"] == "top_k"
+    assert set(choice.tried[0]) == {"ndcg@10"}
+
+
+def test_the_published_algorithm_always_takes_part_and_is_kept_among_equals(retriever):
+    tried = list(ways(retriever.bundle))
+    assert tried[0] == DecodeConfig()
+    assert choose(retriever, [("query", "a docid that no document has")], tried).best == DecodeConfig()
+
+
+def test_a_search_without_settings_is_the_way_that_the_build_chose(tmp_path):
+    chosen = DecodeConfig(mode="top_k", order="docid", draws=7)
+    seen = []
+
+    def settle(bundle):
+        seen.append(bundle.trie.documents)
+        return {"decode": chosen.model_dump()}
+
+    index = make_index(tmp_path, DOCIDS, choose=settle)
+    assert seen == [len(DOCIDS)]
+    assert open_index(index).decode == chosen
+    retriever = Retriever.load(index, "cpu", "float32")
+    assert retriever.search("red fox", 5) == retriever.search("red fox", 5, config=chosen)
+    assert retriever.search("red fox", 5) != retriever.search("red fox", 5, config=DecodeConfig())

@@ -1,0 +1,140 @@
+"""The priors of a whole index, measured on Ray Data: its docids in the order of the trie, shard by shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zerogr_ray.config import CacheConfig
+from zerogr_ray.decoding.calibrate import docid_logprobs, edge_priors
+from zerogr_ray.index.trie import Trie
+from zerogr_ray.models import hush, load_format, load_model
+from zerogr_ray.stage import Output, map_shards
+from zerogr_ray.store import Folder, key_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHARD_ROWS = 4096
+"""Docids of one shard: what a lost actor measures again."""
+
+FIRST = "first.parquet"
+"""Beside the shards: the prior of the token that comes first, for every token of the vocabulary."""
+
+
+@dataclass(frozen=True)
+class MeasurePriors:
+    """Add to every docid of a shard the mean log-probability of each of its tokens behind the calibration texts."""
+
+    instruction: str
+    texts: tuple[str, ...]
+    query_tokens: int
+    name: str = "priors"
+
+    def key(self, documents: str, model: str) -> str:
+        """Changes with the docids and their order, the model that is asked, and the texts."""
+        return key_of("priors", 1, documents, model, self.instruction, self.texts, self.query_tokens)
+
+    def __call__(self, documents: pa.Table, engine: CalibrationModel) -> pa.Table:
+        """Rows (docno, priors), one per document, in order."""
+        import pyarrow as pa
+
+        docids = [[*tokens, engine.format.end] for tokens in documents["tokens"].to_pylist()]
+        order = sorted(range(len(docids)), key=docids.__getitem__)
+        measured, first = engine.logprobs(self, [docids[row] for row in order])
+        engine.first = first.mean(0)
+        priors: list[Any] = [None] * len(docids)
+        for row, logprobs in zip(order, measured, strict=True):
+            priors[row] = logprobs.mean(0).astype(np.float16)
+        return pa.table([documents["docno"], pa.array(priors, pa.list_(pa.float16()))], ["docno", "priors"])
+
+
+class CalibrationModel:
+    """The retriever's LM, asked for docids behind texts that ask for nothing."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        hush()
+        self.model, self.format = load_model(folder, "auto", device), load_format(folder)
+        self.first: NDArray[np.float32] | None = None
+
+    def logprobs(
+        self, task: MeasurePriors, docids: list[list[int]]
+    ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+        """See docid_logprobs."""
+        from zerogr_ray.decoding.forward import TreeForward
+
+        prompts = self.format.prompts(task.instruction, task.texts, task.query_tokens)
+        return docid_logprobs(TreeForward(self.model, CacheConfig()), prompts, docids)
+
+
+class Calibrator:
+    """Ray Data actor: measures one shard after another."""
+
+    def __init__(self, source: Output, tasks: list[tuple[MeasurePriors, Output]], model: Path, device: str) -> None:
+        self.source, self.tasks = source, tasks
+        self.model = CalibrationModel(model, device)
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[int]]:
+        """Measure the shards named in the batch; returns what was done."""
+        import pyarrow as pa
+
+        rows, tokens = [], []
+        for shard, number in zip(batch["shard"], batch["task"], strict=True):
+            task, output = self.tasks[int(number)]
+            documents = self.source.folder.read_table(str(shard))
+            measured = task(documents, self.model)
+            if not output.folder.exists(FIRST):
+                output.folder.write_table(FIRST, pa.table({"prior": self.model.first}))
+            output.folder.write_table(str(shard), measured)
+            rows.append(documents.num_rows)
+            tokens.append(len(measured["priors"].combine_chunks().flatten()) * len(task.texts))
+        return {"rows": rows, "tokens": tokens}
+
+
+def measure_priors(
+    trie: Trie,
+    documents: pa.Table,
+    model: Path,
+    task: MeasurePriors,
+    work: Folder,
+    key: str,
+    resources: dict[str, Any],
+    actors: int = 1,
+    quiet: bool = False,
+) -> dict[str, NDArray[Any]]:
+    """The arrays of PRIORS for an index of `documents`, in the order of `trie`; Ray must be initialised.
+
+    `model` is a folder that all actors see. What an interrupted run has measured under the same `key` stays measured.
+    """
+    ordered, priors = Output.at(work, "ordered", key), Output.at(work, "priors", key)
+    sizes = _write_ordered(documents, ordered)
+    device = "cuda" if resources.get("num_gpus") else "cpu"
+    map_shards(
+        ordered,
+        [(task, priors)],
+        Calibrator,
+        {"model": model, "device": device},
+        resources,
+        actors,
+        sizes.__getitem__,
+        quiet,
+    )
+    columns = [priors.folder.read_table(shard)["priors"].combine_chunks() for shard in ordered.shards()]
+    flat = np.concatenate([column.flatten().to_numpy() for column in columns])
+    lengths = np.concatenate([column.value_lengths().to_numpy() for column in columns]).astype(np.int64)
+    first = priors.folder.read_table(FIRST)["prior"].to_numpy()
+    return {**edge_priors(trie, flat, lengths), "next_prior": first}
+
+
+def _write_ordered(documents: pa.Table, ordered: Output) -> dict[str, int]:
+    """The documents as shards, in their order; returns the rows of each."""
+    names = {start: f"part-{at:06d}.parquet" for at, start in enumerate(range(0, documents.num_rows, SHARD_ROWS))}
+    if ordered.done() is None:
+        for start, name in names.items():
+            ordered.folder.write_table(name, documents.select(["docno", "tokens"]).slice(start, SHARD_ROWS))
+        ordered.finish(documents.num_rows)
+    return {name: min(SHARD_ROWS, documents.num_rows - start) for start, name in names.items()}
