@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -226,6 +226,7 @@ def _known_keys(kind: type[BaseModel]) -> list[str]:
     keys = []
     for name, info in kind.model_fields.items():
         keys.append(name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys += _known_keys(info.annotation)
+        for inner in (info.annotation, *get_args(info.annotation)):  # a table, or a list of them
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                keys += _known_keys(inner)
     return keys

@@ -152,9 +152,9 @@ class LiveIndex:
     ) -> dict[str, Any]:
         """Write the living documents as a plain index to `out`, as write_index does. Returns its manifest.
 
-        Model, instruction and postings stay as they are; the key tells what was changed. Edge priors have to be
-        measured again: `priors` is as for write_index, without it the new index has none. Changes that are made
-        meanwhile are not in it. Raises BuildError if nothing lives.
+        Model, record of its training, instruction and postings stay as they are; the key tells what was changed. Edge
+        priors have to be measured again: `priors` is as for write_index, without it the new index has none. Changes
+        that are made meanwhile are not in it. Raises BuildError if nothing lives.
         """
         state, bundle = self._state, self.bundle
         if not state.view.entries:
@@ -164,7 +164,7 @@ class LiveIndex:
         changes = [state.view.removed.tolist(), [asdict(entry) for entry in state.added]]
         facts["key"] = key_of("compact", bundle.manifest["key"], *changes)
         vocab = bundle.postings.vocab if bundle.postings else None
-        return write_index(out, self._table(state), self.end, bundle.model, facts, vocab, priors)
+        return write_index(out, self._table(state), self.end, bundle.model, facts, vocab, priors, bundle.training)
 
     def _table(self, state: _State) -> pa.Table:
         removed, count = state.view.removed, self.bundle.trie.documents
