@@ -213,7 +213,8 @@ def make_config(
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        errors = error.errors()  # a misspelt key that is needed is missing as well; the misspelling says more
+        first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
         key = ".".join(str(part) for part in first["loc"])
         message = f"{where}: {key}: {first['msg']}"
         if first["type"] == "extra_forbidden":

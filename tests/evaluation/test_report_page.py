@@ -16,8 +16,10 @@ from zerogr_ray.config import DecodeConfig
 from zerogr_ray.corpus.collections import read_collection
 from zerogr_ray.corpus.trec import read_run
 from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.evaluation.figures import BARS, SERIES, Chart, svg
 from zerogr_ray.evaluation.metrics import METRICS, evaluate
 from zerogr_ray.evaluation.modes import usual_modes
+from zerogr_ray.evaluation.page import SERIES_DARK
 from zerogr_ray.evaluation.significance import compare
 
 pytestmark = pytest.mark.model
@@ -289,3 +291,31 @@ def test_inspect_counts_what_only_some_indexes_have(tmp_path):
     assert status == 0, err
     assert json.loads(out)["bytes"]["training.jsonl"] == 3
     assert json.loads(out)["bytes"]["postings"] > 0
+
+
+LINES = Chart("lines", "t", "draws", "nDCG@10", {"a<b": {1: 0.1, 10: 0.5}, "other": {1: 0.3, 100: 0.2}}, log="x")
+HISTOGRAM = Chart("bars", "t", "words", "docids", {"docids": {1: 3.0, 40: 2.0}}, kind="bars", log="y")
+
+
+@pytest.mark.parametrize("chart", [LINES, HISTOGRAM], ids=lambda chart: chart.name)
+def test_a_picture_is_sound_markup_in_the_colours_of_the_page_and_always_the_same(chart):
+    text = svg(chart)
+    page = Page(text)
+    assert all(name.startswith(f"{chart.name}-") for name in page.ids)
+    assert all(link[1:] in page.ids for link in page.links)
+    assert "http" not in text
+    assert "var(--series-0)" in text
+    assert "var(--ink)" in text
+    assert not {colour for colour in SERIES if colour in text}
+    assert text == svg(chart)
+
+
+def test_a_picture_has_its_words_and_numbers_beside_it():
+    assert LINES.alt == (
+        "Line chart: nDCG@10 by draws. a<b: 0.100 at 1, 0.500 at 10, highest 0.500 at 10. "
+        "other: 0.300 at 1, 0.200 at 100, highest 0.300 at 1."
+    )
+    assert LINES.rows() == [(1, ["0.100", "0.300"]), (10, ["0.500", ""]), (100, ["", "0.200"])]
+    assert "a&lt;b" in svg(LINES)
+    assert f">{BARS}+<" in svg(HISTOGRAM)
+    assert len(SERIES) == len(SERIES_DARK)

@@ -80,7 +80,7 @@ def report(
 
 
 def suite(
-    file: Annotated[Path, typer.Argument(help="The suite (TOML); see pipelines/suite.toml.")],
+    file: Annotated[Path, typer.Argument(help="The suite (TOML); see pipelines/suites/example.toml.")],
     metric: Annotated[str, typer.Option(help="Of the table: ndcg@10, acc@1, recall@100 or mrr@10.")] = "ndcg@10",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -90,7 +90,7 @@ def suite(
     Every run is kept. Run it again after an interruption and it goes on; a finished collection is searched again only
     when its index, its queries, its corpus or the settings have changed.
 
-    Example: zerogr suite pipelines/suite.toml --metric recall@100
+    Example: zerogr suite pipelines/suites/example.toml --metric recall@100
     """
     from zerogr_ray.evaluation.metrics import METRICS
     from zerogr_ray.evaluation.suite import plan_suite, read_suite, run_suite, suite_table
@@ -102,6 +102,8 @@ def suite(
     if as_json:
         print_json(asdict(result))
         return
+    for folder in result.skipped:
+        print(f"left out: {folder} has no queries", file=sys.stderr)
     if kept := sum(row.kept for row in result.collections):
         print(f"{kept} of {len(result.collections)} collections unchanged since the last time", file=sys.stderr)
     print(suite_table(result, metric))
