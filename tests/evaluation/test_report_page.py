@@ -208,32 +208,31 @@ def test_the_page_needs_nothing_else_and_answers_its_own_references(written):
 
 def test_the_same_input_gives_the_same_bytes_and_a_date_is_shown_as_given(written, index, collection, tmp_path):
     folder, text, _, _ = written
-    again = [part for mode in MODES for part in ("--mode", mode)]
+    page = tmp_path / "page.html"
     status, out, err = zerogr(
-        *("report", index, collection, "--out", tmp_path / "a.html", "--png", tmp_path, "--quiet", *again)
+        *("report", index, collection, "--out", page, "--png", tmp_path, "--quiet", "--date", "1 May <2026>"),
+        *(part for mode in MODES for part in ("--mode", mode)),
     )
-    assert (status, out) == (0, f"{tmp_path / 'a.html'}\n"), err
-    assert (tmp_path / "a.html").read_text("utf-8") == text
+    assert (status, out) == (0, f"{page}\n"), err
+    dated = page.read_text("utf-8")
+    assert dated.replace("<dt>date</dt><dd>1 May &lt;2026&gt;</dd>\n", "") == text != dated
     pictures = sorted(file.name for file in (folder / "png").iterdir())
     assert len(pictures) == 7
     for name in pictures:
         data = (folder / "png" / name).read_bytes()
         assert data.startswith(b"\x89PNG")
         assert data == (tmp_path / name).read_bytes()
-    zerogr(*("report", index, collection, "--out", tmp_path / "b.html", "--quiet", "--date", "1 May <2026>", *again))
-    dated = (tmp_path / "b.html").read_text("utf-8")
-    assert dated.replace("<dt>date</dt><dd>1 May &lt;2026&gt;</dd>\n", "") == text
 
 
 def test_without_modes_an_index_gets_those_it_has_data_for(tmp_path):
     plain = Retriever.load(make_index(tmp_path / "plain", ["red fox", "hat"])).bundle
-    planned = Retriever.load(make_index(tmp_path / "planned", ["red fox", "hat"], vocab=400)).bundle
+    planned = Retriever.load(make_index(tmp_path / "planned", DOCIDS, vocab=400)).bundle
     usual = ["reference", "exact", "sampling", "beam", "top_k", "reference+order=docid"]
     assert usual_modes(plain) == [*usual, "reference+order=rerank"]  # the tests' index names a rerank token
     assert usual_modes(planned) == [
         *usual,
-        "reference+plan_ahead=200",
-        "reference+plan_ahead=200+order=docid",
+        "reference+plan_ahead=10",  # a quarter of the documents; 200 of many
+        "reference+plan_ahead=10+order=docid",
         "reference+order=rerank",
     ]
 

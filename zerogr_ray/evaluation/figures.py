@@ -139,13 +139,13 @@ def _lines(axes: Axes, chart: Chart) -> None:
     from matplotlib.ticker import NullFormatter
 
     for i, (name, curve) in enumerate(chart.curves.items()):
-        few = len(curve) <= 40
+        few, look = len(curve) <= 40, i + i // len(SERIES)  # the colours come again, but not with the same dashes
         axes.plot(
             list(curve),
             list(curve.values()),
             color=SERIES[i % len(SERIES)],
-            linestyle=DASHES[i % len(DASHES)],
-            marker=MARKERS[i % len(MARKERS)] if few else "",
+            linestyle=DASHES[look % len(DASHES)],
+            marker=MARKERS[look % len(MARKERS)] if few else "",
             label=name,
         )
     if chart.log == "x":
@@ -166,6 +166,8 @@ def _bars(axes: Axes, chart: Chart) -> None:
     for value, count in curve.items():
         heights[min(value, BARS)] = heights.get(min(value, BARS), 0) + count
     axes.bar(list(heights), list(heights.values()), color=SERIES[0], width=0.8)
+    middle, half = (min(heights) + max(heights)) / 2, max((max(heights) - min(heights)) / 2 + 0.7, 4)
+    axes.set_xlim(middle - half, middle + half)
     ticks = sorted(heights) if len(heights) <= 12 else list(range(min(heights), max(heights) + 1, 3))
     axes.set_xticks(ticks, [f"{tick}+" if tick == BARS and max(curve) > BARS else str(tick) for tick in ticks])
     axes.grid(visible=False, axis="x")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MODES: tuple[str, ...] = get_args(DecodeConfig.model_fields["mode"].annotation)
 USUAL = ("reference", "exact", "sampling", "beam", "top_k", "reference+order=docid")
 PLANNED = 200
-"""Documents that plan-ahead leaves to the search, in the row that a report adds for it."""
+"""Documents that plan-ahead leaves to the search, in the row that a report adds for it; a quarter of a small index."""
 
 
 def parse_mode(text: str, base: DecodeConfig) -> DecodeConfig:
@@ -46,7 +46,8 @@ def usual_modes(bundle: Bundle) -> list[str]:
     if prior:
         modes += [f"reference{prior}", f"reference{prior}+order=docid"]
     if bundle.postings is not None:
-        modes += [f"reference{prior}+plan_ahead={PLANNED}", f"reference{prior}+plan_ahead={PLANNED}+order=docid"]
+        planned = f"reference{prior}+plan_ahead={max(1, min(PLANNED, bundle.trie.documents // 4))}"
+        modes += [planned, f"{planned}+order=docid"]
     if bundle.manifest.get("rerank_token") is not None:
         modes.append("reference+order=rerank")
     return modes
