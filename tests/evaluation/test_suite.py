@@ -224,6 +224,16 @@ def test_bad_suites_get_one_sentence_before_anything_is_searched(here, loads):
     assert loads == []
 
 
+def test_an_id_that_a_run_file_cannot_carry_is_refused_before_the_search(here, monkeypatch):
+    from zerogr_ray.evaluation import suite
+
+    monkeypatch.setattr(suite, "search_collection", None)
+    shutil.rmtree(here / "indexes" / "one")
+    make_index(here / "spaced", TEXTS, ["d0", "d1", "the d2", "d3", "d4"]).rename(here / "indexes" / "one")
+    said = complaint("suite", "suite.toml", "--quiet")
+    assert "collection 'one': the id 'the d2' has a space in it" in said
+
+
 def test_the_example_is_a_suite():
     config = read_suite(Path(__file__).parents[2] / "pipelines" / "suites" / "example.toml")
     assert isinstance(config, SuiteConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +31,9 @@ from zerogr_ray.store import Folder, key_of, local_path
 
 if TYPE_CHECKING:
     from zerogr_ray.evaluation.dense import SentenceEncoder
+    from zerogr_ray.index.bundle import Bundle
+
+SPACE = r"[ \t\n\r\v\f]"
 
 Figures = dict[str, dict[str, float]]
 """System -> metric -> mean over queries, or over collections."""
@@ -158,6 +162,7 @@ def run_suite(plan: Plan, config: SuiteConfig, quiet: bool = False) -> SuiteResu
     """Search what has changed since the last time, measure everything.
 
     A run is written whole before the note that says what it was made from: one that was cut short is made again.
+    Raises InputError, before a collection is searched, for an id of it that a run file cannot carry.
     """
     encoder = _Encoder(config.encoder) if config.encoder else None
     results = []
@@ -236,6 +241,7 @@ def _systems(
         from zerogr_ray.options import load
 
         retriever = load(row.index)
+        _check_ids(retriever.bundle, collection)
         return as_run(
             search_collection(retriever, collection, config.decode, k, quiet, row.instruction, collection.name)
         )
@@ -254,6 +260,20 @@ def _systems(
             lambda: dense(documents_of(collection), collection.queries, k, encoder.loaded, quiet),
         )
     return systems
+
+
+def _check_ids(bundle: Bundle, collection: Collection) -> None:
+    """Raises InputError for an id that a run file cannot carry: better before the search than after it."""
+    import pyarrow.compute as pc
+
+    docnos = bundle.documents["docno"]
+    bad = docnos.filter(pc.match_substring_regex(docnos, SPACE))[:1].to_pylist()
+    bad += [query.qid for query in collection.queries if re.search(SPACE, query.qid)]
+    if bad:
+        raise InputError(
+            f"collection {collection.name!r}: the id {bad[0]!r} has a space in it, which a TREC run file cannot carry; "
+            "write it without one in corpus, queries and qrels, and build the index again"
+        )
 
 
 def _run(folder: Folder, system: str, key: str, search: Callable[[], Run]) -> tuple[Run, bool]:
