@@ -156,6 +156,9 @@ def test_training_went_on_from_its_checkpoint_and_learned(built):
     steps = [json.loads(line) for line in log]
     assert [row["step"] for row in steps] == list(range(1, steps[-1]["steps"] + 1))
     assert steps[-1]["loss"] < steps[0]["loss"] / 2
+    kept = [json.loads(line) for line in (folder / "index" / "training.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in kept] == [row["loss"] for row in steps]
+    assert not any("second" in name for row in kept for name in row)
 
 
 def test_the_rejected_row_is_kept_with_its_reason(built):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from zerogr_ray.config import DecodeConfig, IndexConfig, make_config, read_config
+from zerogr_ray.config import IndexConfig, make_config, read_config
 from zerogr_ray.errors import InputError, ZeroGRError
+from zerogr_ray.evaluation import commands
+from zerogr_ray.options import Decoding, Draws, Json, Published, Quiet, Seed
+from zerogr_ray.options import decoding as _decoding
+from zerogr_ray.options import load as _load
+from zerogr_ray.options import print_json as _print_json
+from zerogr_ray.options import setting as _setting
 
 app = typer.Typer(
     help="Generative retrieval on Ray: build an index whose posting list is a language model, and search it.",
@@ -21,17 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-Seed = Annotated[int | None, typer.Option(help="Key of the noise: same index, query and seed, same hits.")]
-Draws = Annotated[int | None, typer.Option(help="K, docids drawn per query.")]
-Decoding = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting of the search: mode=top_k, order=docid. May repeat.")
-]
-Published = Annotated[
-    bool, typer.Option("--published", help="Begin from the published algorithm, not from what the index chose.")
-]
 
 
 @app.command()
@@ -138,6 +132,10 @@ def evaluate(
         files = {run / f"{name}.trec": name for name in result.runs} if run.is_dir() else {run: "zerogr"}
         for file, name in files.items():
             write_run(str(file), result.runs[name], name)
+
+
+app.command()(commands.report)
+app.command()(commands.suite)
 
 
 @app.command()
@@ -269,47 +267,6 @@ def demo(
         _print_json(report.as_dict())
         return
     print(report.as_text())
-
-
-def _load(path: str) -> Any:
-    """The retriever at `path`, with the libraries' own chatter off."""
-    from zerogr_ray.decoding.retriever import Retriever
-    from zerogr_ray.models import hush
-
-    hush()
-    return Retriever.load(path)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """`training.epochs=2` as ("training.epochs", 2); what is no TOML value is taken as a string."""
-    import tomllib
-
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise InputError(f"--set {text}: write it as NAME=VALUE, for example training.epochs=2")
-    try:
-        return name.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name.strip(), value
-
-
-def _decoding(
-    index: str, published: bool, seed: int | None, draws: int | None, settings: list[str] | None
-) -> DecodeConfig:
-    """What the index chose, or the published algorithm, with the settings given on the command line."""
-    from zerogr_ray.index.bundle import read_manifest
-    from zerogr_ray.store import local_path
-
-    if draws is not None and draws < 1:
-        raise InputError(f"--draws is {draws}; it must be at least 1")
-    manifest = read_manifest(local_path(index))
-    own = {} if published else dict(manifest.get("decode", {}))
-    given = {name: value for name, value in (("seed", seed), ("draws", draws)) if value is not None}
-    return make_config(DecodeConfig, own | given, dict(map(_setting, settings or [])))
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, indent=1))
 
 
 def main() -> None:

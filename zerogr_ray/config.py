@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -213,7 +213,8 @@ def make_config(
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        errors = error.errors()  # a misspelt key that is needed is missing as well; the misspelling says more
+        first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
         key = ".".join(str(part) for part in first["loc"])
         message = f"{where}: {key}: {first['msg']}"
         if first["type"] == "extra_forbidden":
@@ -226,6 +227,7 @@ def _known_keys(kind: type[BaseModel]) -> list[str]:
     keys = []
     for name, info in kind.model_fields.items():
         keys.append(name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys += _known_keys(info.annotation)
+        for inner in (info.annotation, *get_args(info.annotation)):  # a table, or a list of them
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                keys += _known_keys(inner)
     return keys

@@ -92,7 +92,7 @@ def test_bad_input_gets_one_sentence(files, tmp_path):
     assert "cannot be read" in complaint("compare", tmp_path, a, b)
 
 
-@pytest.mark.parametrize("verb", ["compare", "overlap"])
+@pytest.mark.parametrize("verb", ["compare", "overlap", "report", "suite"])
 def test_the_help_has_an_example(verb):
     status, out, _ = zerogr(verb, "--help")
     assert status == 0

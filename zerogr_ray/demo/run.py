@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from zerogr_ray.config import DecodeConfig, IndexConfig, read_config
+from zerogr_ray.config import IndexConfig, read_config
 from zerogr_ray.corpus.collections import read_collection
 from zerogr_ray.demo.collection import INSTRUCTION, write_stdlib_collection
 from zerogr_ray.rows import Hit
@@ -66,8 +66,7 @@ def run_demo(folder: Path, quiet: bool = False) -> DemoReport:
     )
     hush()
     retriever = Retriever.load(index)
-    cfg = DecodeConfig()
-    result = evaluate_index(retriever, read_collection(str(corpus)), cfg, quiet=quiet)
+    result = evaluate_index(retriever, read_collection(str(corpus)), None, quiet=quiet)
     answers = dict(zip(SAMPLES, retriever.search_many(SAMPLES, k=3), strict=True))
     spent = time.monotonic() - started
     return DemoReport(str(index), report.documents, result.queries, result.figures, spent, answers)

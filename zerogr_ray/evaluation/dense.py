@@ -87,7 +87,7 @@ class SentenceEncoder:
         from transformers import AutoModel
 
         folder = find_model(name)
-        self.name = "minilm" if name == DEFAULT_ENCODER else name.rstrip("/").rsplit("/", 1)[-1]
+        self.name = encoder_name(name)
         """What its row of a table is called: the last part of the encoder's name."""
         self.pooling = _pooling(folder)
         self.tokenizer: Any = load_tokenizer(folder)
@@ -122,6 +122,11 @@ class SentenceEncoder:
             else:
                 pooled_BH = (hidden_BTH * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1)
             return cast("NDArray[np.float32]", torch.nn.functional.normalize(pooled_BH, dim=-1).cpu().numpy())
+
+
+def encoder_name(name: str) -> str:
+    """What the row of the encoder `name` is called in a table: the last part of it, minilm for the default."""
+    return "minilm" if name == DEFAULT_ENCODER else name.rstrip("/").rsplit("/", 1)[-1]
 
 
 POOLINGS = ("mean_tokens", "cls_token", "max_tokens", "lasttoken")

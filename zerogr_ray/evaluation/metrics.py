@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from zerogr_ray.corpus.trec import ranked
 from zerogr_ray.errors import InputError
@@ -44,6 +45,19 @@ def mean(per_query: dict[str, dict[str, float]]) -> dict[str, float]:
     """Mean of each metric over the queries; {} if there are none."""
     names = next(iter(per_query.values()), {})
     return {name: math.fsum(values[name] for values in per_query.values()) / len(per_query) for name in names}
+
+
+def recall_by_depth(qrels: Qrels, run: Run, depths: Sequence[int]) -> dict[int, float]:
+    """For each depth k, the share of a query's relevant documents among the first k, mean over the queries of `qrels`.
+
+    Ranks and missing queries are as in `evaluate`. Raises InputError for a score that is NaN.
+    """
+    import pytrec_eval
+
+    top = {qid: _ranks(qid, run[qid], max(depths)) for qid in qrels if run.get(qid)}
+    wanted = {f"recall.{','.join(map(str, depths))}"}
+    found = pytrec_eval.RelevanceEvaluator(qrels, wanted).evaluate(top)
+    return {k: math.fsum(found.get(qid, {}).get(f"recall_{k}", 0.0) for qid in qrels) / len(qrels) for k in depths}
 
 
 def _ranks(qid: str, scores: dict[str, float], depth: int) -> dict[str, float]:

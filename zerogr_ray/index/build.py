@@ -33,6 +33,7 @@ from zerogr_ray.stage import Output, ShardTask, map_shards, progress
 from zerogr_ray.store import Folder, key_of, local_path
 from zerogr_ray.training.fit import NOT_RESULTS
 from zerogr_ray.training.pairs import write_pairs
+from zerogr_ray.training.record import training_record
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,9 @@ def _publish(
         "prompt_format": prompt_format.fingerprint,
     }
     vocab = len(prompt_format.tokenizer) if cfg.postings else None
-    return write_index(target, documents, prompt_format.end, tuned, about, vocab)
+    return write_index(
+        target, documents, prompt_format.end, tuned, about, vocab, training=training_record(tuned.parent)
+    )
 
 
 def _documents(shard: str, source: Output, docids: Output, prompt_format: Any) -> pa.Table:

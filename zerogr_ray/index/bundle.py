@@ -6,6 +6,7 @@
     by_docno.npy       numbers of the documents, sorted by docno
     owners.npy         whose each document is, where one has several docids
     postings/*.npy     see postings.py; only where asked for
+    training.jsonl     loss of each training step, one JSON object a line; absent where nothing was trained
     model/             safetensors, tokenizer, chat template
 
 It is built under a temporary name and appears in one step, so there is never half an index; nothing in it is code.
@@ -44,6 +45,8 @@ DOCUMENTS = pa.schema(
 
 PRIORS = ("priors", "tail_priors", "next_prior")
 
+TRAINING = "training.jsonl"
+
 WRITTEN = 1 << 20
 """Documents that are put into the trie's order at a time."""
 
@@ -76,6 +79,11 @@ class Bundle:
     def model(self) -> Path:
         """Folder of the retriever's LM."""
         return self.path / "model"
+
+    @property
+    def training(self) -> bytes:
+        """JSON lines, the loss of each training step; empty where the index has none."""
+        return (self.path / TRAINING).read_bytes() if TRAINING in self.manifest["files"] else b""
 
     def rows_of(self, docnos: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
         """Numbers of all documents that have one of these docnos, ascending, and the docnos that none has.
@@ -111,13 +119,14 @@ def write_index(
     vocab: int | None = None,
     priors: Callable[[Trie, pa.Table], dict[str, NDArray[Any]]] | None = None,
     choose: Callable[[Bundle], dict[str, Any]] | None = None,
+    training: bytes = b"",
 ) -> dict[str, Any]:
     """Build the index of these documents and publish it as `out`, replacing an index that is there.
 
     `documents` has the columns of DOCUMENTS, `end` is the end-of-turn token, `facts` go into the manifest. With
     `vocab`, the model's number of tokens, it gets postings (see postings.py). `priors`, given the trie and the
     documents in its order, makes the arrays of PRIORS. `choose`, given the index before it is published, adds facts to
-    its manifest, such as `decode`. Returns the manifest.
+    its manifest, such as `decode`; `training` becomes training.jsonl. Returns the manifest.
     """
     documents = documents.select(DOCUMENTS.names).cast(DOCUMENTS)
     with _publishing(out) as folder:
@@ -137,6 +146,8 @@ def write_index(
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
         if vocab:
             Postings.build(ordered["tokens"], vocab).save(folder / "postings")
+        if training:
+            (folder / TRAINING).write_bytes(training)
         shutil.copytree(model, folder / "model")
         counts = {"documents": trie.documents, "docids": trie.leaves, "nodes": trie.nodes}
         manifest = {"format": FORMAT, **counts, **facts, "files": _describe(folder)}

@@ -22,7 +22,8 @@ def inspect_index(path: Path, samples: int = 10) -> dict[str, Any]:
     rows = np.unique(np.linspace(0, documents.num_rows - 1, min(samples, documents.num_rows)).astype(int))
     sizes = {"trie": 0, "documents.arrow": 0, "by_docno.npy": 0, "model": 0}
     for name, file in manifest["files"].items():
-        sizes[name.split("/")[0]] += file["size"]
+        part = name.split("/")[0]
+        sizes[part] = sizes.get(part, 0) + file["size"]
     return {
         "index": str(path),
         "key": manifest["key"],

@@ -152,9 +152,9 @@ class LiveIndex:
     ) -> dict[str, Any]:
         """Write the living documents as a plain index to `out`, as write_index does. Returns its manifest.
 
-        Model, instruction and postings stay as they are; the key tells what was changed. Edge priors have to be
-        measured again: `priors` is as for write_index, without it the new index has none. Changes that are made
-        meanwhile are not in it. Raises BuildError if nothing lives.
+        Model, record of its training, instruction and postings stay as they are; the key tells what was changed. Edge
+        priors have to be measured again: `priors` is as for write_index, without it the new index has none. Changes
+        that are made meanwhile are not in it. Raises BuildError if nothing lives.
         """
         state, bundle = self._state, self.bundle
         if not state.view.entries:
@@ -166,7 +166,9 @@ class LiveIndex:
         if not priors:
             facts.pop("decode", None)  # it was chosen for an index with priors
         vocab = bundle.postings.vocab if bundle.postings else None
-        return write_index(out, self._table(state), self.end, bundle.model, facts, vocab, priors)
+        return write_index(
+            out, self._table(state), self.end, bundle.model, facts, vocab, priors, training=bundle.training
+        )
 
     def _table(self, state: _State) -> pa.Table:
         removed, count = state.view.removed, self.bundle.trie.documents

@@ -1,0 +1,69 @@
+"""The decoding modes that a report sets side by side, each written as settings joined by "+"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, get_args
+
+from zerogr_ray.config import DecodeConfig, make_config
+from zerogr_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from zerogr_ray.decoding.retriever import Retriever
+    from zerogr_ray.index.bundle import Bundle
+
+MODES: tuple[str, ...] = get_args(DecodeConfig.model_fields["mode"].annotation)
+USUAL = ("reference", "exact", "sampling", "beam", "top_k", "reference+order=docid")
+PLANNED = 200
+"""Documents that plan-ahead leaves to the search, in the row that a report adds for it; a quarter of a small index."""
+
+
+def parse_mode(text: str, base: DecodeConfig) -> DecodeConfig:
+    """`top_k`, `reference+order=docid`, `exact+t_max=2`: a mode, or settings, joined by "+", over those of `base`.
+
+    Raises InputError for a mode or a setting that there is not, naming the nearest, and for a value it cannot have.
+    """
+    changed: dict[str, str] = {}
+    for part in text.split("+"):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            if name not in MODES:
+                near = get_close_matches(name, MODES, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise InputError(f"--mode {text}: there is no mode {name!r}; {hint}choose of {', '.join(MODES)}")
+            name, value = "mode", name
+        if name in changed:
+            raise InputError(f"--mode {text}: {name} is set twice; keep one of them")
+        changed[name] = value
+    return make_config(DecodeConfig, base.model_dump(), changed, where=f"--mode {text}")
+
+
+def usual_modes(bundle: Bundle) -> list[str]:
+    """What a report shows unless told: the modes that every index has, and those that this one carries data for."""
+    modes = list(USUAL)
+    prior = "+prior_weight=1" if bundle.priors is not None else ""
+    if prior:
+        modes += [f"reference{prior}", f"reference{prior}+order=docid"]
+    if bundle.postings is not None:
+        planned = f"reference{prior}+plan_ahead={max(1, min(PLANNED, bundle.trie.documents // 4))}"
+        modes += [planned, f"{planned}+order=docid"]
+    if bundle.manifest.get("rerank_token") is not None:
+        modes.append("reference+order=rerank")
+    return modes
+
+
+def check_modes(retriever: Retriever, texts: Sequence[str], base: DecodeConfig) -> dict[str, DecodeConfig]:
+    """The configuration of each mode, in order. Raises InputError for one that this index cannot answer."""
+    from zerogr_ray.decoding.job import Job, Request
+
+    modes: dict[str, DecodeConfig] = {}
+    for text in texts:
+        if text in modes:
+            raise InputError(f"--mode {text} is given twice; give it once")
+        modes[text] = parse_mode(text, base)
+        try:
+            Job(Request("any", config=modes[text]), retriever.live)
+        except InputError as error:
+            raise InputError(f"--mode {text}: {error}") from None
+    return modes
