@@ -62,6 +62,8 @@ def index(
         return
     print(f"documents\t{report.documents}")
     print(f"docids\t{report.docids}")
+    if report.queries:
+        print("queries", *(f"{number} {name}" for name, number in report.queries.items()), sep="\t")
     if report.rejected:
         print(f"rejected\t{report.rejected}\tsee {report.rejects}")
     print(f"index\t{report.index}" + ("\tunchanged: nothing to do" if report.unchanged else ""))

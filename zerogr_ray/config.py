@@ -69,6 +69,25 @@ class DocIdConfig(Strict):
     """What the LM is asked, before the document."""
 
 
+class FilterConfig(Strict):
+    """Which pseudo-queries are kept (see queries/filter.py); all zero or false keeps every one."""
+
+    repeats: float = Field(0.8, ge=0, le=1)
+    """A query goes whose stems overlap this much (Jaccard) with an earlier one of its document; 0: none goes."""
+    shared: bool = True
+    """Of queries of several documents that have the same stems, only one is kept: where BM25 finds it best."""
+    round_trip: int = Field(10, ge=0)
+    """A query goes if BM25 finds this many documents or more that fit it better than its own; 0: none goes."""
+    documents: int = Field(20_000, ge=1)
+    """Documents that BM25 searches at most; of a larger corpus, a query's own shard and others spread evenly over
+    it. About 2 kB for each of 200 words, in every worker."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything can go."""
+        return bool(self.repeats or self.shared or self.round_trip)
+
+
 class QueryConfig(Strict):
     """How pseudo-queries are made (ZeroGR, section 3.3)."""
 
@@ -88,6 +107,7 @@ class QueryConfig(Strict):
     """Words of one passage."""
     prompt: str = "Write one short search query that a person would type and that the document answers."
     """What the LM is asked, after the retrieval instruction and before the document."""
+    filter: FilterConfig = FilterConfig()
 
 
 class TrainingConfig(Strict):

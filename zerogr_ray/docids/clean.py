@@ -13,16 +13,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
-MAX_CHARS = 96
+from zerogr_ray.corpus.terms import STOP_WORDS
 
-STOP_WORDS = frozenset(
-    """
-    a an the this that these those it its they them their he his she her we our you your i my me
-    of in on at by for from with without into onto to as and or nor but if than then so such via per
-    is are was were be been being am do does did done has have had can could will would shall should may might must
-    there here which who whom whose what when where why how not no also any all each some
-    """.split()
-)
+MAX_CHARS = 96
 
 _LABEL = re.compile(
     r"^\W*(?:key\s?words?|key terms?|terms|docid|identifier|answer|title|document|tags)\W*(?::|[\-–—]\s)\s*", re.I

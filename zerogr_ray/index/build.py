@@ -1,7 +1,7 @@
 """From a corpus to an index folder: the list of stages, each of which finds what it has already done.
 
-    corpus ─┬─ docids ──┬─ pairs ── training ── index
-            └─ queries ─┘
+    corpus ─┬─ docids ────────────┬─ pairs ── training ── index
+            └─ queries ── filter ─┘
 
 A stage's key is made of what it depends on, so a changed setting rebuilds what follows from it and no more.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from zerogr_ray.cluster import ray_cluster
+from zerogr_ray.cluster import ray_cluster, spare_cpus
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.documents import source_stamp
 from zerogr_ray.corpus.normalise import normalise
@@ -28,6 +28,7 @@ from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.generation.writer import Writer, engine_resources
 from zerogr_ray.index.bundle import DOCUMENTS, FORMAT, check_target, open_index, write_index
 from zerogr_ray.models import find_model, fingerprint, load_format
+from zerogr_ray.queries.filter import filter_key, filter_queries
 from zerogr_ray.queries.generate import WriteQueries
 from zerogr_ray.stage import Output, ShardTask, map_shards, progress
 from zerogr_ray.store import Folder, key_of, local_path
@@ -47,6 +48,8 @@ class BuildReport:
     """Where the rejected rows are; "" if there are none."""
     unchanged: bool
     """The index was there already and nothing it depends on has changed."""
+    queries: dict[str, int] = field(default_factory=dict)
+    """Pseudo-queries written and kept, and how many went for which reason; empty where none can go."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each stage that ran."""
 
@@ -78,16 +81,26 @@ def build_index(
         if (manifest := _current(target, plan.index)) is not None:
             return BuildReport(str(target), manifest["documents"], manifest["docids"], unchanged=True, **report)
         docids, queries = Output.at(folder, "docids", plan.docids), Output.at(folder, "queries", plan.queries)
+        kept = Output.at(folder, "filtered", plan.kept) if plan.kept != plan.queries else queries
         pairs, training = Output.at(folder, "pairs", plan.pairs), Output.at(folder, "training", plan.training)
         with ray_cluster():
             cfg = _with_devices(cfg, llm)
             clock.time("docids + queries", lambda: _generate(cfg, source, facts, docids, queries, quiet))
-            clock.time("pairs", lambda: write_pairs(source, docids, queries, pairs, cfg.queries, facts["sizes"], quiet))
+            if plan.kept != plan.queries:
+                wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet)
+                clock.time("filter", lambda: filter_queries(*wanted))
+            clock.time("pairs", lambda: write_pairs(source, docids, kept, pairs, cfg.queries, facts["sizes"], quiet))
             tuned = clock.time("training", lambda: _train(cfg, model, pairs, training, quiet))
         manifest = clock.time("index", lambda: _publish(target, source, docids, tuned, prompt_format, cfg, plan, facts))
     seconds = {name: round(spent, 1) for name, spent in clock.seconds.items()}
     return BuildReport(
-        str(target), manifest["documents"], manifest["docids"], unchanged=False, seconds=seconds, **report
+        str(target),
+        manifest["documents"],
+        manifest["docids"],
+        unchanged=False,
+        queries=(kept.done() or {}).get("queries", {}),
+        seconds=seconds,
+        **report,
     )
 
 
@@ -97,6 +110,8 @@ class _Plan:
 
     docids: str
     queries: str
+    kept: str
+    """The filtered queries; the queries themselves where the filter is off."""
     pairs: str
     training: str
     index: str
@@ -105,10 +120,11 @@ class _Plan:
     def of(cls, cfg: IndexConfig, corpus: str, model: str, llm: str) -> _Plan:
         docids = WriteDocIds(cfg.docids).key(corpus, llm)
         queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, llm)
-        pairs = key_of("pairs", 1, docids, queries, cfg.queries.passages, cfg.queries.passage_words)
+        kept = filter_key(queries, cfg.queries) if cfg.queries.filter.active and cfg.queries.per_document else queries
+        pairs = key_of("pairs", 1, docids, kept, cfg.queries.passages, cfg.queries.passage_words)
         recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
         training = key_of("training", 1, pairs, model, cfg.instruction, recipe)
-        return cls(docids, queries, pairs, training, key_of("index", FORMAT, training, cfg.postings))
+        return cls(docids, queries, kept, pairs, training, key_of("index", FORMAT, training, cfg.postings))
 
 
 def _current(target: Path, key: str) -> dict[str, Any] | None:

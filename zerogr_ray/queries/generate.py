@@ -43,7 +43,7 @@ class WriteQueries:
 
     def key(self, corpus: str, model: str) -> str:
         """Changes with whatever changes a query; the document's own passages are added later and do not."""
-        settings = self.cfg.model_dump(exclude={"passages", "passage_words"})
+        settings = self.cfg.model_dump(exclude={"passages", "passage_words", "filter"})
         return key_of("queries", 1, corpus, model, settings, self.instruction, self.seed, EXAMPLES)
 
     def __call__(self, documents: pa.Table, engine: Engine) -> pa.Table:
