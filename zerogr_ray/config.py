@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from zerogr_ray.errors import InputError
 
@@ -15,6 +15,8 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_INSTRUCTION = "Given a query, retrieve documents that answer it."
 
 C = TypeVar("C", bound="Strict")
+
+QueryKind = Literal["question", "keywords", "claim", "request"]
 
 
 class Strict(BaseModel):
@@ -67,6 +69,27 @@ class DocIdConfig(Strict):
         "from general to specific, lower case, no verbs, no articles, no punctuation."
     )
     """What the LM is asked, before the document."""
+    examples: int = Field(2, ge=0, le=8)
+    """Worked examples before the document; 0 for a model that was fine-tuned to write docids."""
+
+
+class QueryMix(Strict):
+    """How many of the pseudo-queries are of each kind, in proportion."""
+
+    question: float = Field(0, ge=0)
+    """ "how do plants make sugar" """
+    keywords: float = Field(0, ge=0)
+    """ "chlorophyll light absorption" """
+    claim: float = Field(0, ge=0)
+    """ "Plants need light to make sugar." """
+    request: float = Field(0, ge=0)
+    """ "Explain to my class why leaves need the sun." """
+
+    @model_validator(mode="after")
+    def _some(self) -> QueryMix:
+        if not self.question + self.keywords + self.claim + self.request:
+            raise ValueError("all four kinds are 0; give at least one a share, or leave the mix to the instruction")
+        return self
 
 
 class FilterConfig(Strict):
@@ -105,8 +128,12 @@ class QueryConfig(Strict):
     """Passages of the document itself that also serve as queries, at most."""
     passage_words: int = Field(16, ge=1)
     """Words of one passage."""
-    prompt: str = "Write one short search query that a person would type and that the document answers."
-    """What the LM is asked, after the retrieval instruction and before the document."""
+    mix: QueryMix | None = None
+    """Kinds of queries; unset, the words of the instruction decide (see queries/kinds.py)."""
+    examples: int = Field(4, ge=0, le=8)
+    """Worked examples of the kind before the document; 0 for a model that was fine-tuned to write queries."""
+    prompt: str = ""
+    """What the LM is asked for queries of every kind, before the retrieval task; empty, each kind has its own line."""
     filter: FilterConfig = FilterConfig()
 
 

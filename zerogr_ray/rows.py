@@ -98,7 +98,8 @@ def docid_schema() -> pa.Schema:
 
 
 def query_schema() -> pa.Schema:
-    """Rows that the pseudo-query stage writes: one row per document, its queries as a list."""
+    """Rows that the pseudo-query stage writes: one row per document, its queries and the kind of each as lists."""
     import pyarrow as pa
 
-    return pa.schema([("docno", pa.string()), ("queries", pa.list_(pa.string()))])
+    lists = pa.list_(pa.string())
+    return pa.schema([("docno", pa.string()), ("queries", lists), ("kinds", lists)])

@@ -55,7 +55,9 @@ def stage(folder, sizes=(2, 2)):
         name = f"part-{number:06d}.parquet"
         rows = [{"docno": docno, "title": "", "text": TEXTS[docno]} for docno in mine]
         corpus.folder.write_table(name, pa.Table.from_pylist(rows, schema=document_schema()))
-        asked = [{"docno": docno, "queries": QUERIES[docno]} for docno in mine]
+        asked = [
+            {"docno": docno, "queries": QUERIES[docno], "kinds": ["question"] * len(QUERIES[docno])} for docno in mine
+        ]
         queries.folder.write_table(name, pa.Table.from_pylist(asked, schema=query_schema()))
     return corpus, queries, {f"part-{number:06d}.parquet": size for number, size in enumerate(sizes)}
 

@@ -8,25 +8,12 @@ from typing import TYPE_CHECKING
 from zerogr_ray.config import DocIdConfig
 from zerogr_ray.docids.clean import clean_docid
 from zerogr_ray.generation.engine import Engine, Sampling
+from zerogr_ray.generation.examples import EXAMPLES
 from zerogr_ray.rows import docid_schema
 from zerogr_ray.store import key_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-EXAMPLES = (
-    (
-        "Title: Photosynthesis\nPlants, algae and some bacteria turn light into chemical energy. Chlorophyll absorbs "
-        "the light, water is split, and carbon dioxide becomes sugar.",
-        "photosynthesis plants light energy chlorophyll sugar",
-    ),
-    (
-        "Title: merge_sort(items)\nSort a list by splitting it into halves, sorting each half and merging the two. "
-        "Stable, needs O(n log n) comparisons.",
-        "sorting list merge sort stable halves",
-    ),
-)
-"""Two worked turns show a small LM the form; they are not from any collection that is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +24,8 @@ class WriteDocIds:
     name: str = "docids"
 
     def key(self, corpus: str, model: str) -> str:
-        """Changes with whatever changes a docid: corpus, model, settings, the prompt and the cleaning rule (v1)."""
-        return key_of("docids", 1, corpus, model, self.cfg.model_dump(), EXAMPLES)
+        """Changes with whatever changes a docid: corpus, model, settings, the prompt and the cleaning rule."""
+        return key_of("docids", 2, corpus, model, self.cfg.model_dump(), self._turns())
 
     def __call__(self, documents: pa.Table, engine: Engine) -> pa.Table:
         """Rows of docid_schema, one per document, in order."""
@@ -47,7 +34,7 @@ class WriteDocIds:
         rows = documents.to_pylist()
         texts = [
             engine.format.render(
-                self.cfg.prompt, show(row["title"], row["text"], engine, self.cfg.doc_tokens), EXAMPLES
+                self.cfg.prompt, show(row["title"], row["text"], engine, self.cfg.doc_tokens), self._turns()
             )
             for row in rows
         ]
@@ -58,6 +45,9 @@ class WriteDocIds:
         ]
         columns = [[row["docno"] for row in rows], [docid for docid, _ in cleaned], [source for _, source in cleaned]]
         return pa.table(columns, schema=docid_schema())
+
+    def _turns(self) -> list[tuple[str, str]]:
+        return [(example.document, example.docid) for example in EXAMPLES[: self.cfg.examples]]
 
 
 def show(title: str, text: str, engine: Engine, tokens: int) -> str:

@@ -93,7 +93,8 @@ def filter_queries(
                 keep = [place for place, reason in enumerate(reasons) if reason == KEPT or place == spared]
                 counts.update(COUNTED[reason - 1] for i, reason in enumerate(reasons) if i not in keep)
                 counts.update({"written": len(reasons), "kept": len(keep), "spared": spared is not None})
-                row["queries"] = [row["queries"][place] for place in keep]
+                for column in ("queries", "kinds"):
+                    row[column] = [row[column][place] for place in keep]
             kept.folder.write_table(shard, pa.Table.from_pylist(rows, schema=query_schema()))
             bar.update()
     return kept.finish(sum(sizes.values()), queries={n: counts[n] for n in ("written", "kept", *COUNTED, "spared")})
