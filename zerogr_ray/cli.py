@@ -62,6 +62,8 @@ def index(
         return
     print(f"documents\t{report.documents}")
     print(f"docids\t{report.docids}")
+    if report.collisions:
+        print("distinct", *(f"{number} {name}" for name, number in report.collisions.items()), sep="\t")
     if report.queries:
         print("queries", *(f"{number} {name}" for name, number in report.queries.items()), sep="\t")
     if report.rejected:

@@ -71,6 +71,10 @@ class DocIdConfig(Strict):
     """What the LM is asked, before the document."""
     examples: int = Field(2, ge=0, le=8)
     """Worked examples before the document; 0 for a model that was fine-tuned to write docids."""
+    distinct: bool = True
+    """Documents that share a docid get one more word each (see docids/distinct.py); only identical ones share then."""
+    distinct_rounds: int = Field(1, ge=0, le=8)
+    """Times that the LM is asked for that word, which the docid gets beyond max_words, before a rule takes one."""
 
 
 class QueryMix(Strict):

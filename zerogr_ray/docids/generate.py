@@ -25,7 +25,8 @@ class WriteDocIds:
 
     def key(self, corpus: str, model: str) -> str:
         """Changes with whatever changes a docid: corpus, model, settings, the prompt and the cleaning rule."""
-        return key_of("docids", 2, corpus, model, self.cfg.model_dump(), self._turns())
+        settings = self.cfg.model_dump(exclude={"distinct", "distinct_rounds"})
+        return key_of("docids", 2, corpus, model, settings, self._turns())
 
     def __call__(self, documents: pa.Table, engine: Engine) -> pa.Table:
         """Rows of docid_schema, one per document, in order."""
