@@ -60,6 +60,8 @@ class DocIdConfig(Strict):
 
     doc_tokens: int = Field(128, ge=8)
     """Tokens of the document that the prompt shows."""
+    pick_lines: bool = True
+    """Of a longer document that does not begin with prose, show the telling lines (see corpus/lines.py)."""
     max_words: int = Field(8, ge=1, le=32)
     """Words of a docid at most."""
     max_new_tokens: int = Field(24, ge=4)
@@ -124,6 +126,8 @@ class QueryConfig(Strict):
     """Sampling temperature of those queries."""
     doc_tokens: int = Field(128, ge=8)
     """Tokens of the document that the prompt shows."""
+    pick_lines: bool = True
+    """Of a longer document that does not begin with prose, show the telling lines (see corpus/lines.py)."""
     max_new_tokens: int = Field(32, ge=4)
     """Tokens that the LM may write."""
     max_words: int = Field(40, ge=1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zerogr_ray.config import DocIdConfig
+from zerogr_ray.corpus.lines import pick_lines
+from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.docids.clean import clean_docid
 from zerogr_ray.generation.engine import Engine, Sampling
 from zerogr_ray.generation.examples import EXAMPLES
@@ -21,6 +24,8 @@ class WriteDocIds:
     """Add one docid to every document of a shard."""
 
     cfg: DocIdConfig
+    known: Frequencies | None = None
+    """Of the corpus; without them the beginnings of documents are shown."""
     name: str = "docids"
 
     def key(self, corpus: str, model: str) -> str:
@@ -35,7 +40,7 @@ class WriteDocIds:
         rows = documents.to_pylist()
         texts = [
             engine.format.render(
-                self.cfg.prompt, show(row["title"], row["text"], engine, self.cfg.doc_tokens), self._turns()
+                self.cfg.prompt, show(row["title"], row["text"], engine, self.cfg.doc_tokens, self.known), self._turns()
             )
             for row in rows
         ]
@@ -51,7 +56,22 @@ class WriteDocIds:
         return [(example.document, example.docid) for example in EXAMPLES[: self.cfg.examples]]
 
 
-def show(title: str, text: str, engine: Engine, tokens: int) -> str:
-    """The document as a prompt shows it: its title, then as much of its text as `tokens` allow."""
+def show(title: str, text: str, engine: Engine, tokens: int, known: Frequencies | None = None) -> str:
+    """The document as a prompt shows it: its title, then as much of its text as `tokens` allow.
+
+    That is its beginning; given the corpus's frequencies, its telling lines (see corpus/lines.py).
+    """
     head = f"Title: {title}\n" if title else ""
-    return engine.format.shorten(head + text, tokens)
+    beginning = engine.format.shorten(head + text, tokens)
+    if known is None or not beginning.startswith(head) or len(beginning) >= len(head + text):
+        return beginning
+
+    def cost(lines: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in engine.format.tokens(lines)]
+
+    room = tokens - sum(cost([head] if head else []))
+    chosen = pick_lines(text, beginning[len(head) :], room, known, cost)
+    if chosen is None:
+        return beginning
+    lines = (line if len(line) <= most else engine.format.shorten(line, most).rstrip() + "\n" for line, most in chosen)
+    return engine.format.shorten((head + "".join(lines)).rstrip(), tokens)

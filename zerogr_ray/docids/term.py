@@ -37,6 +37,7 @@ class AddTerm:
     """Ask the LM for one more word for every document of a shard."""
 
     cfg: DocIdConfig
+    known: Frequencies | None = None
     name: str = "terms"
 
     def __call__(self, documents: pa.Table, engine: Engine) -> pa.Table:
@@ -48,7 +49,9 @@ class AddTerm:
         turns = [(_asked(example.document, example.docid), term) for example, term in examples]
         prompts = [
             engine.format.render(
-                PROMPT, _asked(show(row["title"], row["text"], engine, self.cfg.doc_tokens), row["docid"]), turns
+                PROMPT,
+                _asked(show(row["title"], row["text"], engine, self.cfg.doc_tokens, self.known), row["docid"]),
+                turns,
             )
             for row in rows
         ]

@@ -23,6 +23,7 @@ from zerogr_ray.cluster import ray_cluster, spare_cpus
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.documents import source_stamp
 from zerogr_ray.corpus.normalise import normalise
+from zerogr_ray.corpus.terms import Frequencies, corpus_frequencies
 from zerogr_ray.docids.distinct import distinct_key, make_distinct
 from zerogr_ray.docids.generate import WriteDocIds
 from zerogr_ray.errors import BuildError, IndexRefused
@@ -89,9 +90,10 @@ def build_index(
         pairs, training = Output.at(folder, "pairs", plan.pairs), Output.at(folder, "training", plan.training)
         with ray_cluster():
             cfg = _with_devices(cfg, llm)
-            clock.time("docids + queries", lambda: _generate(cfg, source, facts, docids, queries, quiet))
+            known = corpus_frequencies(source, facts["sizes"], Output.at(folder, "terms", key_of("terms", 1, layout)))
+            clock.time("docids + queries", lambda: _generate(cfg, source, facts, known, docids, queries, quiet))
             if plan.distinct != plan.docids:
-                clock.time("distinct", lambda: _distinguish(cfg, source, docids, distinct, quiet))
+                clock.time("distinct", lambda: _distinguish(cfg, source, docids, known, distinct, quiet))
             if plan.kept != plan.queries:
                 wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet)
                 clock.time("filter", lambda: filter_queries(*wanted))
@@ -176,12 +178,18 @@ def _with_devices(cfg: IndexConfig, llm: Path) -> IndexConfig:
 
 
 def _generate(
-    cfg: IndexConfig, source: Output, facts: dict[str, Any], docids: Output, queries: Output, quiet: bool
+    cfg: IndexConfig,
+    source: Output,
+    facts: dict[str, Any],
+    known: Frequencies,
+    docids: Output,
+    queries: Output,
+    quiet: bool,
 ) -> None:
     """Docids and pseudo-queries, written by the same engines in one pass over the shards."""
     tasks: list[tuple[ShardTask, Output]] = [
-        (WriteDocIds(cfg.docids), docids),
-        (WriteQueries(cfg.queries, cfg.instruction, cfg.seed), queries),
+        (WriteDocIds(cfg.docids, known if cfg.docids.pick_lines else None), docids),
+        (WriteQueries(cfg.queries, cfg.instruction, cfg.seed, known if cfg.queries.pick_lines else None), queries),
     ]
     sizes: dict[str, int] = facts["sizes"]
     map_shards(
@@ -193,13 +201,15 @@ def _generate(
         output.finish(facts["rows"])
 
 
-def _distinguish(cfg: IndexConfig, source: Output, docids: Output, distinct: Output, quiet: bool) -> None:
+def _distinguish(
+    cfg: IndexConfig, source: Output, docids: Output, known: Frequencies, distinct: Output, quiet: bool
+) -> None:
     """Docids without collisions; the LM is loaded again only where there are some."""
 
     def ask(asked: Output, tasks: list[tuple[ShardTask, Output]], rows_of: Callable[[str], int]) -> None:
         map_shards(asked, tasks, Writer, {"llm": cfg.llm}, engine_resources(cfg.llm), cfg.llm.engines, rows_of, quiet)
 
-    make_distinct(source, docids, distinct, cfg.docids, None, ask, quiet)
+    make_distinct(source, docids, distinct, cfg.docids, known, ask, quiet)
 
 
 def _train(cfg: IndexConfig, model: Path, pairs: Output, training: Output, quiet: bool) -> Path:

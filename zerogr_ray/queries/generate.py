@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zerogr_ray.config import QueryConfig, QueryKind
+from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.corpus.text import passages
 from zerogr_ray.docids.generate import show
 from zerogr_ray.generation.engine import Engine, Sampling
@@ -26,6 +27,8 @@ class WriteQueries:
     cfg: QueryConfig
     instruction: str
     seed: int
+    known: Frequencies | None = None
+    """Of the corpus; without them the beginnings of documents are shown."""
     name: str = "queries"
 
     def key(self, corpus: str, model: str) -> str:
@@ -46,7 +49,7 @@ class WriteQueries:
         )
         written: list[list[str]] = [[] for _ in rows]
         if asked:
-            shown = [show(row["title"], row["text"], engine, self.cfg.doc_tokens) for row in rows]
+            shown = [show(row["title"], row["text"], engine, self.cfg.doc_tokens, self.known) for row in rows]
             prompts = {item: self._prompt(engine, item[0], shown[item[1]]) for item in dict.fromkeys(asked)}
             tokens = dict(zip(prompts, engine.format.tokens(list(prompts.values())), strict=True))
             how = Sampling(self.cfg.max_new_tokens, temperature=self.cfg.temperature)
