@@ -231,7 +231,7 @@ def inspect(
     samples: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 10,
     as_json: Json = False,
 ) -> None:
-    """Verify the index and say what is in it: documents, docids, collisions, sizes, some examples.
+    """Verify the index and say what is in it: docids (how unique, how short, what they cover), sizes, examples.
 
     Example: zerogr inspect indexes/docs
     """
@@ -244,7 +244,7 @@ def inspect(
         return
     for name in ("index", "key", "instruction"):
         print(name, facts[name], sep="\t")
-    for group in ("model", "docids", "trie", "bytes"):
+    for group in ("model", "docids", "coverage", "collisions", "trie", "bytes"):
         for name, value in facts[group].items():
             print(f"{group}.{name}", value, sep="\t")
     for row in facts["samples"]:

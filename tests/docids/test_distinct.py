@@ -179,6 +179,12 @@ def test_the_term_is_a_new_word_of_the_document(written, term):
     assert clean_term(written, "red fox", DOCUMENTS[2][2]) == term
 
 
+def test_a_word_of_nearly_all_documents_is_no_answer():
+    known = Frequencies.counted(["voles and mice"] * 30)
+    assert clean_term("voles", "red fox", DOCUMENTS[2][2], known) == ""
+    assert clean_term("mice hunts", "red fox", DOCUMENTS[2][2], known) == "hunts"
+
+
 def test_the_rule_takes_the_word_that_is_frequent_here_and_rare_elsewhere():
     texts = ["lane lane common shared", "road common road road shared rare"]
     assert distinguish("x", texts, None, lambda _: False) == ["x lane", "x road"]

@@ -66,7 +66,7 @@ def make_distinct(
         if asked.done() is None:
             _write_asked(asked, state, [twins[0] for group in groups for twins in group])
         sizes = (asked.done() or {})["sizes"]
-        ask(asked, [(AddTerm(cfg, frequencies if cfg.pick_lines else None), answers)], sizes.__getitem__)
+        ask(asked, [(AddTerm(cfg, frequencies), answers)], sizes.__getitem__)
         twins_of = {twins[0]: twins for group in groups for twins in group}
         for shard in asked.shards():
             rows = asked.folder.read_table(shard, ["row", "docid"]).to_pylist()

@@ -25,7 +25,7 @@ class WriteDocIds:
 
     cfg: DocIdConfig
     known: Frequencies | None = None
-    """Of the corpus; without them the beginnings of documents are shown."""
+    """Of the corpus, to pick lines by; without them the beginnings of documents are shown."""
     name: str = "docids"
 
     def key(self, corpus: str, model: str) -> str:
@@ -38,9 +38,10 @@ class WriteDocIds:
         import pyarrow as pa
 
         rows = documents.to_pylist()
+        known = self.known if self.cfg.pick_lines else None
         texts = [
             engine.format.render(
-                self.cfg.prompt, show(row["title"], row["text"], engine, self.cfg.doc_tokens, self.known), self._turns()
+                self.cfg.prompt, show(row["title"], row["text"], engine, self.cfg.doc_tokens, known), self._turns()
             )
             for row in rows
         ]

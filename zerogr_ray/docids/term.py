@@ -38,6 +38,7 @@ class AddTerm:
 
     cfg: DocIdConfig
     known: Frequencies | None = None
+    """Of the corpus: its common words are no answer, and its documents' telling lines are shown."""
     name: str = "terms"
 
     def __call__(self, documents: pa.Table, engine: Engine) -> pa.Table:
@@ -45,19 +46,20 @@ class AddTerm:
         import pyarrow as pa
 
         rows = documents.to_pylist()
+        known = self.known if self.cfg.pick_lines else None
         examples = zip(EXAMPLES[: self.cfg.examples], TERMS, strict=False)
         turns = [(_asked(example.document, example.docid), term) for example, term in examples]
         prompts = [
             engine.format.render(
                 PROMPT,
-                _asked(show(row["title"], row["text"], engine, self.cfg.doc_tokens, self.known), row["docid"]),
+                _asked(show(row["title"], row["text"], engine, self.cfg.doc_tokens, known), row["docid"]),
                 turns,
             )
             for row in rows
         ]
         written = engine.generate(engine.format.tokens(prompts), Sampling(MAX_TOKENS), seed=0)
         found = [
-            clean_term(answers[0], row["docid"], f"{row['title']}\n{row['text']}")
+            clean_term(answers[0], row["docid"], f"{row['title']}\n{row['text']}", self.known)
             for row, answers in zip(rows, written, strict=True)
         ]
         return pa.table({"docno": documents["docno"], "term": pa.array(found, pa.string())})
@@ -67,11 +69,16 @@ def _asked(shown: str, docid: str) -> str:
     return f"{shown}\nKeywords of several documents: {docid}"
 
 
-def clean_term(written: str, docid: str, text: str) -> str:
-    """The first word of the first line written that is new to the docid and occurs in the document; else ""."""
+def clean_term(written: str, docid: str, text: str, known: Frequencies | None = None) -> str:
+    """The first word of the first line written that will do, else "".
+
+    It must be new to the docid, occur in the document, be no stop word and not be common in the corpus.
+    """
     have, there = set(docid.split()), set(terms(text))
     for word in first_words(written):
-        if word not in have and word not in STOP_WORDS and set(terms(word)) <= there:
+        parts = set(terms(word))
+        telling = known is None or not all(map(known.common, parts))
+        if telling and parts <= there and word not in have and word not in STOP_WORDS:
             return word
     return ""
 

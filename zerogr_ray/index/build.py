@@ -24,6 +24,7 @@ from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.documents import source_stamp
 from zerogr_ray.corpus.normalise import normalise
 from zerogr_ray.corpus.terms import Frequencies, corpus_frequencies
+from zerogr_ray.docids.coverage import coverage
 from zerogr_ray.docids.distinct import distinct_key, make_distinct
 from zerogr_ray.docids.generate import WriteDocIds
 from zerogr_ray.errors import BuildError, IndexRefused
@@ -99,8 +100,12 @@ def build_index(
                 clock.time("filter", lambda: filter_queries(*wanted))
             clock.time("pairs", lambda: write_pairs(source, distinct, kept, pairs, cfg.queries, facts["sizes"], quiet))
             tuned = clock.time("training", lambda: _train(cfg, model, pairs, training, quiet))
+            quality = {
+                "coverage": coverage(source, distinct, facts["sizes"], known),
+                "collisions": _collisions(distinct),
+            }
         manifest = clock.time(
-            "index", lambda: _publish(target, source, distinct, tuned, prompt_format, cfg, plan, facts)
+            "index", lambda: _publish(target, source, distinct, tuned, prompt_format, cfg, plan, facts | quality)
         )
     seconds = {name: round(spent, 1) for name, spent in clock.seconds.items()}
     return BuildReport(
@@ -109,7 +114,7 @@ def build_index(
         manifest["docids"],
         unchanged=False,
         queries=(kept.done() or {}).get("queries", {}),
-        collisions=(distinct.done() or {}).get("collisions", {}),
+        collisions=_collisions(distinct),
         seconds=seconds,
         **report,
     )
@@ -188,8 +193,8 @@ def _generate(
 ) -> None:
     """Docids and pseudo-queries, written by the same engines in one pass over the shards."""
     tasks: list[tuple[ShardTask, Output]] = [
-        (WriteDocIds(cfg.docids, known if cfg.docids.pick_lines else None), docids),
-        (WriteQueries(cfg.queries, cfg.instruction, cfg.seed, known if cfg.queries.pick_lines else None), queries),
+        (WriteDocIds(cfg.docids, known), docids),
+        (WriteQueries(cfg.queries, cfg.instruction, cfg.seed, known), queries),
     ]
     sizes: dict[str, int] = facts["sizes"]
     map_shards(
@@ -210,6 +215,11 @@ def _distinguish(
         map_shards(asked, tasks, Writer, {"llm": cfg.llm}, engine_resources(cfg.llm), cfg.llm.engines, rows_of, quiet)
 
     make_distinct(source, docids, distinct, cfg.docids, known, ask, quiet)
+
+
+def _collisions(distinct: Output) -> dict[str, int]:
+    """What was done about collisions; nothing where they are left."""
+    return dict((distinct.done() or {}).get("collisions", {}))
 
 
 def _train(cfg: IndexConfig, model: Path, pairs: Output, training: Output, quiet: bool) -> Path:
@@ -245,6 +255,8 @@ def _publish(
     about = {
         "key": plan.index,
         "corpus": facts["fingerprint"],
+        "coverage": facts["coverage"],
+        "collisions": facts["collisions"],
         "instruction": cfg.instruction,
         "model": {"trained_from": cfg.model, "fingerprint": fingerprint(tuned)},
         "prompt_format": prompt_format.fingerprint,

@@ -28,7 +28,7 @@ class WriteQueries:
     instruction: str
     seed: int
     known: Frequencies | None = None
-    """Of the corpus; without them the beginnings of documents are shown."""
+    """Of the corpus, to pick lines by; without them the beginnings of documents are shown."""
     name: str = "queries"
 
     def key(self, corpus: str, model: str) -> str:
@@ -42,6 +42,7 @@ class WriteQueries:
         import pyarrow as pa
 
         rows = documents.to_pylist()
+        known = self.known if self.cfg.pick_lines else None
         kinds = share_out(self._shares(), len(rows), self.cfg.per_document)
         # Prompts of one kind have all before the document in common: side by side they share it in the engine's cache.
         asked = sorted(
@@ -49,7 +50,7 @@ class WriteQueries:
         )
         written: list[list[str]] = [[] for _ in rows]
         if asked:
-            shown = [show(row["title"], row["text"], engine, self.cfg.doc_tokens, self.known) for row in rows]
+            shown = [show(row["title"], row["text"], engine, self.cfg.doc_tokens, known) for row in rows]
             prompts = {item: self._prompt(engine, item[0], shown[item[1]]) for item in dict.fromkeys(asked)}
             tokens = dict(zip(prompts, engine.format.tokens(list(prompts.values())), strict=True))
             how = Sampling(self.cfg.max_new_tokens, temperature=self.cfg.temperature)
