@@ -106,16 +106,16 @@ def test_the_lm_is_asked_about_the_documents_that_collide_and_only_identical_one
     }  # fmt: skip
 
 
-def test_where_the_lm_says_the_same_of_both_it_is_asked_again_and_then_the_rule_decides(tmp_path):
+def test_a_word_that_several_got_is_not_taken_and_they_are_asked_for_another(tmp_path):
     source, docids, output = stages(tmp_path)
-    engine = Answering({"red fox": "mice"})
+    engine = Answering({"red fox mice": "voles", "red fox": "mice"})
     cfg = DocIdConfig(distinct_rounds=2)
     make_distinct(source, docids, output, cfg, None, asking(engine), quiet=True)
     again = [prompt for prompt in engine.asked if "Keywords of several documents: red fox mice" in prompt]
     assert len(again) == 2
     found = result(output)
-    assert found["a"] == found["d"] == ("red fox mice forest", "rule term")
-    assert found["c"] == ("red fox mice voles", "rule term")
+    assert found["c"] == ("red fox voles", "lm term")
+    assert found["a"] == found["d"] == ("red fox", "lm")  # no longer shared with c
 
 
 def test_without_rounds_the_rule_does_all_and_no_lm_is_asked(tmp_path):
@@ -191,6 +191,11 @@ def test_the_rule_takes_the_word_that_is_frequent_here_and_rare_elsewhere():
     known = Frequencies(1000, {"road": 990, "lane": 500})
     assert distinguish("x", texts, known, lambda _: False) == ["x lane", "x rare"]
     assert distinguish("x", texts, None, {"x road"}.__contains__) == ["x lane", "x rare"]
+    assert distinguish("x", ["a1 a1 b2", "b2 b2 a1", "a1 b2"], None, lambda _: False) == [
+        "x a1",
+        "x b2",
+        "x",
+    ]  # more often
     assert distinguish("x", ["7 ab", "8 cd", "9"], None, lambda _: False) == ["x ab", "x cd", "x 9"]
 
 

@@ -1,7 +1,8 @@
 """The one rule that makes a docid of whatever the LM wrote. Nothing is dropped: every document ends with a docid.
 
 1. Take the first line that holds a letter or digit, without a label such as "Keywords:".
-2. NFKC, lower case; anything but letters, digits, and . _ - + # between them becomes a space.
+2. NFKC, lower case; anything but letters, digits, and . _ - + # between them becomes a space. In a run of more than
+   40 characters these do as well: a small LM can write a whole line that way.
 3. Drop articles, pronouns, prepositions, auxiliaries, and words said before.
 4. Keep the first `max_words` words and at most 96 characters.
 5. If nothing is left, do the same with the title, the text, and the docno; a docno without a letter or digit is
@@ -16,6 +17,7 @@ import unicodedata
 from zerogr_ray.corpus.terms import STOP_WORDS
 
 MAX_CHARS = 96
+LONG_RUN = 40
 
 _LABEL = re.compile(
     r"^\W*(?:key\s?words?|key terms?|terms|docid|identifier|answer|title|document|tags)\W*(?::|[\-–—]\s)\s*", re.I
@@ -38,7 +40,9 @@ def words_of(text: str) -> list[str]:
     text = unicodedata.normalize("NFKC", text).lower()
     # Combining marks are parts of letters: without them Hindi and Thai words fall to pieces.
     letters = (c if c.isalnum() or c in "._-+#" or unicodedata.category(c)[0] == "M" else " " for c in text)
-    runs = (run.lstrip("._-+#").rstrip("._-") for run in "".join(letters).split())
+    whole = "".join(letters).split()
+    pieces = (piece for run in whole for piece in (re.split(r"[._\-+#]", run) if len(run) > LONG_RUN else [run]))
+    runs = (run.lstrip("._-+#").rstrip("._-") for run in pieces)
     return [run for run in runs if any(map(str.isalnum, run))]
 
 

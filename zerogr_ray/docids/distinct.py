@@ -2,8 +2,9 @@
 
 1. The driver finds documents that share a docid from 8 bytes a docid, and compares their texts (title and text, white
    space collapsed). Identical documents count as one from here on.
-2. The others are shown to the LM with their docid for one more word that only they have; it is appended. Only their
-   rows are written again, shard by shard on Ray Data. This is done `docids.distinct_rounds` times.
+2. The others are shown to the LM with their docid for one more word that only they have. It is appended where no other
+   document of the group got the same. Only their rows are written again, shard by shard on Ray Data. Those that still
+   collide are asked again, with the word that did not help as if it were in the docid: `docids.distinct_rounds` times.
 3. Those that still collide get a word by the rule in term.py.
 
 Every step depends on nothing but what was there before it, so that a run which was killed goes on with the shards
@@ -13,7 +14,7 @@ that are missing. On the driver each document takes 16 bytes while they are sort
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -67,15 +68,27 @@ def make_distinct(
             _write_asked(asked, state, [twins[0] for group in groups for twins in group])
         sizes = (asked.done() or {})["sizes"]
         ask(asked, [(AddTerm(cfg, frequencies), answers)], sizes.__getitem__)
-        twins_of = {twins[0]: twins for group in groups for twins in group}
-        for shard in asked.shards():
-            rows = asked.folder.read_table(shard, ["row", "docid"]).to_pylist()
-            terms = answers.folder.read_table(shard, ["term"])["term"].to_pylist()
-            for row, term in zip(rows, terms, strict=True):
-                facts["asked"] += 1
-                if term:
-                    facts["lm"] += 1
-                    state.change(twins_of[row["row"]], f"{row['docid']} {term}", "lm term")
+        terms = {
+            row: term
+            for shard in asked.shards()
+            for row, term in zip(
+                asked.folder.read_table(shard, ["row"])["row"].to_pylist(),
+                answers.folder.read_table(shard, ["term"])["term"].to_pylist(),
+                strict=True,
+            )
+        }
+        facts["asked"] += len(terms)
+        for batch in _batches(groups):
+            docid_of = state.of([group[0][0] for group in batch])
+            for group in batch:
+                given = Counter(terms[twins[0]] for twins in group)
+                for twins in group:
+                    term = terms[twins[0]]
+                    if term and given[term] == 1:
+                        facts["lm"] += 1
+                        state.change(twins, f"{docid_of[group[0][0]]} {term}", "lm term")
+                    elif term:
+                        state.tried[twins[0]] = f"{state.tried.get(twins[0], '')} {term}"
     for batch in _batches(state.collisions()):
         texts = state.texts([twins[0] for group in batch for twins in group])
         docid_of = state.of([group[0][0] for group in batch])
@@ -109,6 +122,8 @@ class _DocIds:
         self.first = np.sort(self.digests)
         self.new: set[int] = set()
         self.changed: dict[int, tuple[str, str]] = {}
+        self.tried: dict[int, str] = {}
+        """Words that did not help, each after a space."""
 
     def distinct(self) -> int:
         """How many different docids there are."""
@@ -191,8 +206,9 @@ def _write_asked(asked: Output, state: _DocIds, rows: list[int]) -> None:
     sizes = {}
     for shard, start, mine in state.by_shard(np.sort(np.array(rows))):
         table = state.source.folder.read_table(shard).take(pa.array(mine - start))
-        shared = [row["docid"] for row in state.changed_table(shard, start).take(pa.array(mine - start)).to_pylist()]
-        table = table.append_column("docid", pa.array(shared, pa.string())).append_column("row", pa.array(mine))
+        docids = state.changed_table(shard, start)["docid"].take(pa.array(mine - start)).to_pylist()
+        tried = [docid + state.tried.get(row, "") for docid, row in zip(docids, mine.tolist(), strict=True)]
+        table = table.append_column("tried", pa.array(tried, pa.string())).append_column("row", pa.array(mine))
         asked.folder.write_table(shard, table)
         sizes[shard] = len(mine)
     asked.finish(len(rows), sizes=sizes)
