@@ -148,6 +148,21 @@ def test_a_build_that_was_killed_twice_ends_with_every_document_exactly_once(bui
     assert sum(row["source"] == "lm" for row in docids) >= 10
     queries = [row["queries"] for path in shards(folder, "queries") for row in pq.read_table(path).to_pylist()]
     assert all(len(some) == 2 and all(some) for some in queries)
+    counts = report["queries"]
+    assert counts["written"] == 24 == counts["kept"] + counts["repeats"] + counts["not found"] + counts["shared"]
+    kept = [row["queries"] for path in shards(folder, "filtered") for row in pq.read_table(path).to_pylist()]
+    assert sum(map(len, kept)) == counts["kept"]
+    assert report["collisions"]["distinct_after"] == report["docids"] == 12  # no two documents are the same
+
+
+def test_inspect_says_what_the_docids_cover_of_their_documents(built):
+    from zerogr_ray.index.inspect import inspect_index
+
+    facts = inspect_index(built[0] / "index")
+    assert facts["docids"]["distinct_share"] == 1
+    assert facts["coverage"]["documents"] == 12
+    assert 0 < facts["coverage"]["tfidf_covered"] < facts["coverage"]["words_in_document"] <= 1
+    assert facts["collisions"]["identical"] == 0
 
 
 def test_training_went_on_from_its_checkpoint_and_learned(built):
@@ -192,8 +207,8 @@ def test_the_index_answers_with_every_document_once(built):
 
 def test_another_docid_prompt_rebuilds_docids_and_what_follows_but_no_queries(built):
     folder, _ = built
-    queries = written(folder, "queries")
+    queries = {**written(folder, "queries"), **written(folder, "filtered")}
     report = finish(folder, "--set", "docids.prompt=Name the document in four words.", "--set", "training.epochs=0.5")
     assert not report["unchanged"]
-    assert written(folder, "queries") == queries
+    assert {**written(folder, "queries"), **written(folder, "filtered")} == queries
     assert len({path.parent for path in shards(folder, "docids")}) == 2

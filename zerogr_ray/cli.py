@@ -59,6 +59,10 @@ def index(
         return
     print(f"documents\t{report.documents}")
     print(f"docids\t{report.docids}")
+    if report.collisions:
+        print("distinct", *(f"{number} {name}" for name, number in report.collisions.items()), sep="\t")
+    if report.queries:
+        print("queries", *(f"{number} {name}" for name, number in report.queries.items()), sep="\t")
     if report.rejected:
         print(f"rejected\t{report.rejected}\tsee {report.rejects}")
     print(f"index\t{report.index}" + ("\tunchanged: nothing to do" if report.unchanged else ""))
@@ -230,7 +234,7 @@ def inspect(
     samples: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 10,
     as_json: Json = False,
 ) -> None:
-    """Verify the index and say what is in it: documents, docids, collisions, sizes, some examples.
+    """Verify the index and say what is in it: docids (how unique, how short, what they cover), sizes, examples.
 
     Example: zerogr inspect indexes/docs
     """
@@ -243,7 +247,7 @@ def inspect(
         return
     for name in ("index", "key", "instruction"):
         print(name, facts[name], sep="\t")
-    for group in ("model", "docids", "trie", "bytes"):
+    for group in ("model", "docids", "coverage", "collisions", "trie", "bytes"):
         for name, value in facts[group].items():
             print(f"{group}.{name}", value, sep="\t")
     for row in facts["samples"]:

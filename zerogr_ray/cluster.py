@@ -18,6 +18,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def spare_cpus() -> int:
+    """CPUs of the Ray that is running, less one for what reads and collects; at least 1."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
+
+
 @contextmanager
 def ray_cluster() -> Iterator[None]:
     """Join the running Ray, or start one that ends with the block. Nothing listens beyond loopback.

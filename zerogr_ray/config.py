@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from zerogr_ray.errors import InputError
 
@@ -15,6 +15,8 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_INSTRUCTION = "Given a query, retrieve documents that answer it."
 
 C = TypeVar("C", bound="Strict")
+
+QueryKind = Literal["question", "keywords", "claim", "request"]
 
 
 class Strict(BaseModel):
@@ -58,6 +60,8 @@ class DocIdConfig(Strict):
 
     doc_tokens: int = Field(128, ge=8)
     """Tokens of the document that the prompt shows."""
+    pick_lines: bool = True
+    """Of a longer document that does not begin with prose, show the telling lines (see corpus/lines.py)."""
     max_words: int = Field(8, ge=1, le=32)
     """Words of a docid at most."""
     max_new_tokens: int = Field(24, ge=4)
@@ -67,6 +71,50 @@ class DocIdConfig(Strict):
         "from general to specific, lower case, no verbs, no articles, no punctuation."
     )
     """What the LM is asked, before the document."""
+    examples: int = Field(2, ge=0, le=8)
+    """Worked examples before the document; 0 for a model that was fine-tuned to write docids."""
+    distinct: bool = True
+    """Documents that share a docid get one more word each (see docids/distinct.py); only identical ones share then."""
+    distinct_rounds: int = Field(1, ge=0, le=8)
+    """Times that the LM is asked for that word, which the docid gets beyond max_words, before a rule takes one."""
+
+
+class QueryMix(Strict):
+    """How many of the pseudo-queries are of each kind, in proportion."""
+
+    question: float = Field(0, ge=0)
+    """ "how do plants make sugar" """
+    keywords: float = Field(0, ge=0)
+    """ "chlorophyll light absorption" """
+    claim: float = Field(0, ge=0)
+    """ "Plants need light to make sugar." """
+    request: float = Field(0, ge=0)
+    """ "Explain to my class why leaves need the sun." """
+
+    @model_validator(mode="after")
+    def _some(self) -> QueryMix:
+        if not self.question + self.keywords + self.claim + self.request:
+            raise ValueError("all four kinds are 0; give at least one a share, or leave the mix to the instruction")
+        return self
+
+
+class FilterConfig(Strict):
+    """Which pseudo-queries are kept (see queries/filter.py); all zero or false keeps every one."""
+
+    repeats: float = Field(0.8, ge=0, le=1)
+    """A query goes whose stems overlap this much (Jaccard) with an earlier one of its document; 0: none goes."""
+    shared: bool = True
+    """Of queries of several documents that have the same stems, only one is kept: where BM25 finds it best."""
+    round_trip: int = Field(10, ge=0)
+    """A query goes if BM25 finds this many documents or more that fit it better than its own; 0: none goes."""
+    documents: int = Field(20_000, ge=1)
+    """Documents that BM25 searches at most; of a larger corpus, a query's own shard and others spread evenly over
+    it. About 2 kB for each of 200 words, in every worker."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything can go."""
+        return bool(self.repeats or self.shared or self.round_trip)
 
 
 class QueryConfig(Strict):
@@ -78,6 +126,8 @@ class QueryConfig(Strict):
     """Sampling temperature of those queries."""
     doc_tokens: int = Field(128, ge=8)
     """Tokens of the document that the prompt shows."""
+    pick_lines: bool = True
+    """Of a longer document that does not begin with prose, show the telling lines (see corpus/lines.py)."""
     max_new_tokens: int = Field(32, ge=4)
     """Tokens that the LM may write."""
     max_words: int = Field(40, ge=1)
@@ -86,8 +136,13 @@ class QueryConfig(Strict):
     """Passages of the document itself that also serve as queries, at most."""
     passage_words: int = Field(16, ge=1)
     """Words of one passage."""
-    prompt: str = "Write one short search query that a person would type and that the document answers."
-    """What the LM is asked, after the retrieval instruction and before the document."""
+    mix: QueryMix | None = None
+    """Kinds of queries; unset, the words of the instruction decide (see queries/kinds.py)."""
+    examples: int = Field(4, ge=0, le=8)
+    """Worked examples of the kind before the document; 0 for a model that was fine-tuned to write queries."""
+    prompt: str = ""
+    """What the LM is asked for queries of every kind, before the retrieval task; empty, each kind has its own line."""
+    filter: FilterConfig = FilterConfig()
 
 
 class TrainingConfig(Strict):

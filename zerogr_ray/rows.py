@@ -91,14 +91,16 @@ def document_schema() -> pa.Schema:
 
 
 def docid_schema() -> pa.Schema:
-    """Rows that the docid stage writes. `source` says how the docid came about: "lm" or "fallback"."""
+    """Rows that the docid stages write. `source` says how the docid came about: "lm" or "fallback", or, where it was
+    shared at first, "lm term" or "rule term" after what its last word comes from."""
     import pyarrow as pa
 
     return pa.schema([("docno", pa.string()), ("docid", pa.string()), ("source", pa.string())])
 
 
 def query_schema() -> pa.Schema:
-    """Rows that the pseudo-query stage writes: one row per document, its queries as a list."""
+    """Rows that the pseudo-query stage writes: one row per document, its queries and the kind of each as lists."""
     import pyarrow as pa
 
-    return pa.schema([("docno", pa.string()), ("queries", pa.list_(pa.string()))])
+    lists = pa.list_(pa.string())
+    return pa.schema([("docno", pa.string()), ("queries", lists), ("kinds", lists)])

@@ -51,6 +51,18 @@ class Output:
         return manifest
 
 
+def sample_shards(sizes: dict[str, int], rows: int) -> list[str]:
+    """Shards spread evenly over the corpus, of `rows` documents at most together, but at least one of them.
+
+    All of them where the corpus has no more. `sizes` gives the rows of each shard; the choice depends on nothing else.
+    """
+    shards = sorted(sizes)
+    if sum(sizes.values()) <= rows:
+        return shards
+    most = max(1, rows // max(sizes.values()))
+    return [shards[i * len(shards) // most] for i in range(most)]
+
+
 class ShardTask(Protocol):
     """What turns one shard of documents into one shard of something else, with an LM at hand."""
 
@@ -129,7 +141,8 @@ def map_shards(
         with progress(names, total * len(tasks), sum(done), unit="rows", quiet=quiet) as bar:
             for row in work.iter_rows():
                 tokens += row["tokens"]
-                bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s", refresh=False)
+                if tokens:
+                    bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s", refresh=False)
                 bar.update(row["rows"])
     except ray.exceptions.RayError as error:
         raise BuildError(f"writing {names} failed: {_last_line(error)}; run the same command again to go on") from error

@@ -23,6 +23,10 @@ from zerogr_ray.docids.statistics import docid_statistics
         ("document-level relation extraction", "document-level relation extraction"),
         ("हिन्दी भाषा สวัสดี ที่นี่", "हिन्दी भाषा สวัสดี ที่นี่"),
         ("...x. -y", "x y"),
+        (
+            "relative_inverse_depth_from_image_multi-objective_image_depth",
+            "relative inverse depth image multi objective",
+        ),
         ("of the and", "of the and"),  # nothing but stop words is still better than nothing
     ],
 )

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zerogr_ray.config import DocIdConfig
+from zerogr_ray.corpus.lines import pick_lines
+from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.docids.clean import clean_docid
 from zerogr_ray.generation.engine import Engine, Sampling
+from zerogr_ray.generation.examples import EXAMPLES
 from zerogr_ray.rows import docid_schema
 from zerogr_ray.store import key_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-EXAMPLES = (
-    (
-        "Title: Photosynthesis\nPlants, algae and some bacteria turn light into chemical energy. Chlorophyll absorbs "
-        "the light, water is split, and carbon dioxide becomes sugar.",
-        "photosynthesis plants light energy chlorophyll sugar",
-    ),
-    (
-        "Title: merge_sort(items)\nSort a list by splitting it into halves, sorting each half and merging the two. "
-        "Stable, needs O(n log n) comparisons.",
-        "sorting list merge sort stable halves",
-    ),
-)
-"""Two worked turns show a small LM the form; they are not from any collection that is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +24,24 @@ class WriteDocIds:
     """Add one docid to every document of a shard."""
 
     cfg: DocIdConfig
+    known: Frequencies | None = None
+    """Of the corpus, to pick lines by; without them the beginnings of documents are shown."""
     name: str = "docids"
 
     def key(self, corpus: str, model: str) -> str:
-        """Changes with whatever changes a docid: corpus, model, settings, the prompt and the cleaning rule (v1)."""
-        return key_of("docids", 1, corpus, model, self.cfg.model_dump(), EXAMPLES)
+        """Changes with whatever changes a docid: corpus, model, settings, the prompt and the cleaning rule."""
+        settings = self.cfg.model_dump(exclude={"distinct", "distinct_rounds"})
+        return key_of("docids", 2, corpus, model, settings, self._turns())
 
     def __call__(self, documents: pa.Table, engine: Engine) -> pa.Table:
         """Rows of docid_schema, one per document, in order."""
         import pyarrow as pa
 
         rows = documents.to_pylist()
+        known = self.known if self.cfg.pick_lines else None
         texts = [
             engine.format.render(
-                self.cfg.prompt, show(row["title"], row["text"], engine, self.cfg.doc_tokens), EXAMPLES
+                self.cfg.prompt, show(row["title"], row["text"], engine, self.cfg.doc_tokens, known), self._turns()
             )
             for row in rows
         ]
@@ -59,8 +53,26 @@ class WriteDocIds:
         columns = [[row["docno"] for row in rows], [docid for docid, _ in cleaned], [source for _, source in cleaned]]
         return pa.table(columns, schema=docid_schema())
 
+    def _turns(self) -> list[tuple[str, str]]:
+        return [(example.document, example.docid) for example in EXAMPLES[: self.cfg.examples]]
 
-def show(title: str, text: str, engine: Engine, tokens: int) -> str:
-    """The document as a prompt shows it: its title, then as much of its text as `tokens` allow."""
+
+def show(title: str, text: str, engine: Engine, tokens: int, known: Frequencies | None = None) -> str:
+    """The document as a prompt shows it: its title, then as much of its text as `tokens` allow.
+
+    That is its beginning; given the corpus's frequencies, its telling lines (see corpus/lines.py).
+    """
     head = f"Title: {title}\n" if title else ""
-    return engine.format.shorten(head + text, tokens)
+    beginning = engine.format.shorten(head + text, tokens)
+    if known is None or not beginning.startswith(head) or len(beginning) >= len(head + text):
+        return beginning
+
+    def cost(lines: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in engine.format.tokens(lines)]
+
+    room = tokens - sum(cost([head] if head else []))
+    chosen = pick_lines(text, beginning[len(head) :], room, known, cost)
+    if chosen is None:
+        return beginning
+    lines = (line if len(line) <= most else engine.format.shorten(line, most).rstrip() + "\n" for line, most in chosen)
+    return engine.format.shorten((head + "".join(lines)).rstrip(), tokens)

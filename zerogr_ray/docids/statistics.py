@@ -15,6 +15,8 @@ class DocIdStatistics:
     documents: int
     distinct: int
     """Different docids; documents - distinct of them share one with an earlier document."""
+    distinct_share: float
+    """distinct / documents."""
     largest_collision: int
     """Documents under the most shared docid."""
     words_mean: float
@@ -30,6 +32,7 @@ def docid_statistics(docids: Sequence[str], tokens: Sequence[int], prefixes: Seq
     return DocIdStatistics(
         documents=len(docids),
         distinct=len(counts),
+        distinct_share=round(len(counts) / len(docids), 4),
         largest_collision=int(counts.max()),
         words_mean=round(float(np.mean([len(docid.split()) for docid in docids])), 2),
         tokens_mean=round(float(np.mean(tokens)), 2),

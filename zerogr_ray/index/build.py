@@ -1,7 +1,7 @@
 """From a corpus to an index folder: the list of stages, each of which finds what it has already done.
 
-    corpus ─┬─ docids ──┬─ pairs ── training ── index
-            └─ queries ─┘
+    corpus ─┬─ docids ── distinct ─┬─ pairs ── training ── index
+            └─ queries ── filter ──┘
 
 A stage's key is made of what it depends on, so a changed setting rebuilds what follows from it and no more.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +19,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from zerogr_ray.cluster import ray_cluster
+from zerogr_ray.cluster import ray_cluster, spare_cpus
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.documents import source_stamp
 from zerogr_ray.corpus.normalise import normalise
+from zerogr_ray.corpus.terms import Frequencies, corpus_frequencies
+from zerogr_ray.docids.coverage import coverage
+from zerogr_ray.docids.distinct import distinct_key, make_distinct
 from zerogr_ray.docids.generate import WriteDocIds
 from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.generation.writer import Writer, engine_resources
 from zerogr_ray.index.bundle import DOCUMENTS, FORMAT, check_target, open_index, write_index
 from zerogr_ray.models import find_model, fingerprint, load_format
+from zerogr_ray.queries.filter import filter_key, filter_queries
 from zerogr_ray.queries.generate import WriteQueries
 from zerogr_ray.stage import Output, ShardTask, map_shards, progress
 from zerogr_ray.store import Folder, key_of, local_path
@@ -48,6 +52,10 @@ class BuildReport:
     """Where the rejected rows are; "" if there are none."""
     unchanged: bool
     """The index was there already and nothing it depends on has changed."""
+    queries: dict[str, int] = field(default_factory=dict)
+    """Pseudo-queries written and kept, and how many went for which reason; empty where none can go."""
+    collisions: dict[str, int] = field(default_factory=dict)
+    """Distinct docids before and after collisions were resolved, and how; empty where they are left."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each stage that ran."""
 
@@ -79,16 +87,37 @@ def build_index(
         if (manifest := _current(target, plan.index)) is not None:
             return BuildReport(str(target), manifest["documents"], manifest["docids"], unchanged=True, **report)
         docids, queries = Output.at(folder, "docids", plan.docids), Output.at(folder, "queries", plan.queries)
+        distinct = Output.at(folder, "distinct", plan.distinct) if plan.distinct != plan.docids else docids
+        kept = Output.at(folder, "filtered", plan.kept) if plan.kept != plan.queries else queries
         pairs, training = Output.at(folder, "pairs", plan.pairs), Output.at(folder, "training", plan.training)
         with ray_cluster():
             cfg = _with_devices(cfg, llm)
-            clock.time("docids + queries", lambda: _generate(cfg, source, facts, docids, queries, quiet))
-            clock.time("pairs", lambda: write_pairs(source, docids, queries, pairs, cfg.queries, facts["sizes"], quiet))
+            known = corpus_frequencies(source, facts["sizes"], Output.at(folder, "terms", key_of("terms", 1, layout)))
+            clock.time("docids + queries", lambda: _generate(cfg, source, facts, known, docids, queries, quiet))
+            if plan.distinct != plan.docids:
+                clock.time("distinct", lambda: _distinguish(cfg, source, docids, known, distinct, quiet))
+            if plan.kept != plan.queries:
+                wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet)
+                clock.time("filter", lambda: filter_queries(*wanted))
+            clock.time("pairs", lambda: write_pairs(source, distinct, kept, pairs, cfg.queries, facts["sizes"], quiet))
             tuned = clock.time("training", lambda: _train(cfg, model, pairs, training, quiet))
-        manifest = clock.time("index", lambda: _publish(target, source, docids, tuned, prompt_format, cfg, plan, facts))
+            quality = {
+                "coverage": coverage(source, distinct, facts["sizes"], known),
+                "collisions": _collisions(distinct),
+            }
+        manifest = clock.time(
+            "index", lambda: _publish(target, source, distinct, tuned, prompt_format, cfg, plan, facts | quality)
+        )
     seconds = {name: round(spent, 1) for name, spent in clock.seconds.items()}
     return BuildReport(
-        str(target), manifest["documents"], manifest["docids"], unchanged=False, seconds=seconds, **report
+        str(target),
+        manifest["documents"],
+        manifest["docids"],
+        unchanged=False,
+        queries=(kept.done() or {}).get("queries", {}),
+        collisions=_collisions(distinct),
+        seconds=seconds,
+        **report,
     )
 
 
@@ -97,7 +126,11 @@ class _Plan:
     """The key of every stage."""
 
     docids: str
+    distinct: str
+    """The docids without collisions; the docids themselves where collisions are left."""
     queries: str
+    kept: str
+    """The filtered queries; the queries themselves where the filter is off."""
     pairs: str
     training: str
     index: str
@@ -105,11 +138,13 @@ class _Plan:
     @classmethod
     def of(cls, cfg: IndexConfig, corpus: str, model: str, llm: str) -> _Plan:
         docids = WriteDocIds(cfg.docids).key(corpus, llm)
+        distinct = distinct_key(docids, cfg.docids) if cfg.docids.distinct else docids
         queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, llm)
-        pairs = key_of("pairs", 1, docids, queries, cfg.queries.passages, cfg.queries.passage_words)
+        kept = filter_key(queries, cfg.queries) if cfg.queries.filter.active and cfg.queries.per_document else queries
+        pairs = key_of("pairs", 1, distinct, kept, cfg.queries.passages, cfg.queries.passage_words)
         recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
         training = key_of("training", 1, pairs, model, cfg.instruction, recipe)
-        return cls(docids, queries, pairs, training, key_of("index", FORMAT, training, cfg.postings))
+        return cls(docids, distinct, queries, kept, pairs, training, key_of("index", FORMAT, training, cfg.postings))
 
 
 def _current(target: Path, key: str) -> dict[str, Any] | None:
@@ -149,12 +184,18 @@ def _with_devices(cfg: IndexConfig, llm: Path) -> IndexConfig:
 
 
 def _generate(
-    cfg: IndexConfig, source: Output, facts: dict[str, Any], docids: Output, queries: Output, quiet: bool
+    cfg: IndexConfig,
+    source: Output,
+    facts: dict[str, Any],
+    known: Frequencies,
+    docids: Output,
+    queries: Output,
+    quiet: bool,
 ) -> None:
     """Docids and pseudo-queries, written by the same engines in one pass over the shards."""
     tasks: list[tuple[ShardTask, Output]] = [
-        (WriteDocIds(cfg.docids), docids),
-        (WriteQueries(cfg.queries, cfg.instruction, cfg.seed), queries),
+        (WriteDocIds(cfg.docids, known), docids),
+        (WriteQueries(cfg.queries, cfg.instruction, cfg.seed, known), queries),
     ]
     sizes: dict[str, int] = facts["sizes"]
     map_shards(
@@ -164,6 +205,22 @@ def _generate(
         if missing := sorted(set(sizes) - set(output.shards())):
             raise BuildError(f"{output.folder} lacks {missing[0]}; run the same command again")
         output.finish(facts["rows"])
+
+
+def _distinguish(
+    cfg: IndexConfig, source: Output, docids: Output, known: Frequencies, distinct: Output, quiet: bool
+) -> None:
+    """Docids without collisions; the LM is loaded again only where there are some."""
+
+    def ask(asked: Output, tasks: list[tuple[ShardTask, Output]], rows_of: Callable[[str], int]) -> None:
+        map_shards(asked, tasks, Writer, {"llm": cfg.llm}, engine_resources(cfg.llm), cfg.llm.engines, rows_of, quiet)
+
+    make_distinct(source, docids, distinct, cfg.docids, known, ask, quiet)
+
+
+def _collisions(distinct: Output) -> dict[str, int]:
+    """What was done about collisions; nothing where they are left."""
+    return dict((distinct.done() or {}).get("collisions", {}))
 
 
 def _train(cfg: IndexConfig, model: Path, pairs: Output, training: Output, quiet: bool) -> Path:
@@ -199,6 +256,8 @@ def _publish(
     about = {
         "key": plan.index,
         "corpus": facts["fingerprint"],
+        "coverage": facts["coverage"],
+        "collisions": facts["collisions"],
         "instruction": cfg.instruction,
         "model": {"trained_from": cfg.model, "fingerprint": fingerprint(tuned)},
         "prompt_format": prompt_format.fingerprint,

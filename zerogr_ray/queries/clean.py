@@ -11,7 +11,9 @@ import re
 
 MAX_CHARS = 400
 
-_LABEL = re.compile(r"^\W*(?:search\s+)?(?:query|question|answer|q)\s*\d*\s*(?::|[\-–—]\s)\s*", re.I)
+_LABEL = re.compile(
+    r"^\W*(?:search\s+)?(?:query|question|answer|q|keywords?|claim|statement|request)\s*\d*\s*(?::|[\-–—]\s)\s*", re.I
+)
 _QUOTES = "\"'`“”‘’«» \t"
 
 

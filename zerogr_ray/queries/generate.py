@@ -6,30 +6,18 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from zerogr_ray.config import QueryConfig
+from zerogr_ray.config import QueryConfig, QueryKind
+from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.corpus.text import passages
 from zerogr_ray.docids.generate import show
 from zerogr_ray.generation.engine import Engine, Sampling
 from zerogr_ray.queries.clean import clean_queries
+from zerogr_ray.queries.kinds import PROMPTS, kinds_of, share_out, turns
 from zerogr_ray.rows import query_schema
 from zerogr_ray.store import key_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-EXAMPLES = (
-    (
-        "Title: Photosynthesis\nPlants, algae and some bacteria turn light into chemical energy. Chlorophyll absorbs "
-        "the light, water is split, and carbon dioxide becomes sugar.",
-        "how do plants make sugar from sunlight",
-    ),
-    (
-        "Title: merge_sort(items)\nSort a list by splitting it into halves, sorting each half and merging the two. "
-        "Stable, needs O(n log n) comparisons.",
-        "sort a list without changing the order of equal items",
-    ),
-)
-"""Two worked turns show a small LM the form; they are not from any collection that is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +27,49 @@ class WriteQueries:
     cfg: QueryConfig
     instruction: str
     seed: int
+    known: Frequencies | None = None
+    """Of the corpus, to pick lines by; without them the beginnings of documents are shown."""
     name: str = "queries"
 
     def key(self, corpus: str, model: str) -> str:
         """Changes with whatever changes a query; the document's own passages are added later and do not."""
-        settings = self.cfg.model_dump(exclude={"passages", "passage_words"})
-        return key_of("queries", 1, corpus, model, settings, self.instruction, self.seed, EXAMPLES)
+        settings = self.cfg.model_dump(exclude={"passages", "passage_words", "filter"})
+        shown = {kind: (PROMPTS[kind], turns(kind, self.cfg.examples)) for kind in PROMPTS}
+        return key_of("queries", 2, corpus, model, settings, self.instruction, self._shares(), self.seed, shown)
 
     def __call__(self, documents: pa.Table, engine: Engine) -> pa.Table:
         """Rows of query_schema, one per document, in order."""
         import pyarrow as pa
 
         rows = documents.to_pylist()
+        known = self.known if self.cfg.pick_lines else None
+        kinds = share_out(self._shares(), len(rows), self.cfg.per_document)
+        # Prompts of one kind have all before the document in common: side by side they share it in the engine's cache.
+        asked = sorted(
+            ((kind, place) for place, some in enumerate(kinds) for kind in some), key=lambda item: (item[0], item[1])
+        )
         written: list[list[str]] = [[] for _ in rows]
-        if rows and self.cfg.per_document:
-            asked = f"{self.cfg.prompt} The retrieval task: {self.instruction}"
-            texts = [
-                engine.format.render(asked, show(row["title"], row["text"], engine, self.cfg.doc_tokens), EXAMPLES)
-                for row in rows
-            ]
-            how = Sampling(self.cfg.max_new_tokens, n=self.cfg.per_document, temperature=self.cfg.temperature)
-            written = engine.generate(engine.format.tokens(texts), how, seed_of(self.seed, rows[0]["docno"]))
+        if asked:
+            shown = [show(row["title"], row["text"], engine, self.cfg.doc_tokens, known) for row in rows]
+            prompts = {item: self._prompt(engine, item[0], shown[item[1]]) for item in dict.fromkeys(asked)}
+            tokens = dict(zip(prompts, engine.format.tokens(list(prompts.values())), strict=True))
+            how = Sampling(self.cfg.max_new_tokens, temperature=self.cfg.temperature)
+            answers = engine.generate([tokens[item] for item in asked], how, seed_of(self.seed, rows[0]["docno"]))
+            for (_, place), [answer] in zip(asked, answers, strict=True):
+                written[place].append(answer)
         queries = [
             clean_queries(answers, stand_ins(row["docno"], row["title"], row["text"], self.cfg), self.cfg.max_words)
             for row, answers in zip(rows, written, strict=True)
         ]
-        return pa.table([[row["docno"] for row in rows], queries], schema=query_schema())
+        columns = [[row["docno"] for row in rows], queries, [sorted(some) for some in kinds]]
+        return pa.table(columns, schema=query_schema())
+
+    def _shares(self) -> dict[QueryKind, float]:
+        return kinds_of(self.instruction, self.cfg.mix)
+
+    def _prompt(self, engine: Engine, kind: QueryKind, shown: str) -> str:
+        asked = f"{self.cfg.prompt or PROMPTS[kind]} The retrieval task: {self.instruction}"
+        return engine.format.render(asked, shown, turns(kind, self.cfg.examples))
 
 
 def stand_ins(docno: str, title: str, text: str, cfg: QueryConfig) -> list[str]:
