@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from zerogr_ray.config import DecodeConfig, make_config
 from zerogr_ray.errors import InputError
-from zerogr_ray.options import Decoding, Draws, Json, Quiet, Seed, decoding, load, print_json, setting
+from zerogr_ray.options import Decoding, Draws, Json, Quiet, Seed, load, print_json, setting
 
 
 def report(
@@ -37,8 +38,9 @@ def report(
 ) -> None:
     """Write one page about INDEX on the queries of DATASET: tables, curves by mode, docids, training, ten queries.
 
-    Without --mode it shows reference, exact, sampling, beam, top_k, the order by whole docids, and what the index
-    carries data for: edge priors, postings for plan_ahead, a rerank head. --json prints every figure of the page.
+    Without --mode it shows what the index's build chose (named index), reference, exact, sampling, beam, top_k, the
+    order by whole docids, and what the index carries data for: edge priors, postings for plan_ahead, a rerank head.
+    --json prints every figure of the page.
 
     Example: zerogr report indexes/scifact data/scifact --out scifact.html --png figures --dense
     """
@@ -56,7 +58,8 @@ def report(
         raise InputError(f"{out} is a folder; name the page: --out {out / 'report.html'}")
     for package in ("jinja2", "matplotlib"):  # a package that is missing is said before hours of searching
         import_module(package)
-    base = decoding(seed, draws, set_)
+    # Rows begin from the published algorithm; what the index chose for itself is a row of its own.
+    base = make_config(DecodeConfig, {"seed": seed, "draws": draws}, dict(map(setting, set_ or [])))
     collection = read_collection(dataset, split)
     retriever = load(index)
     modes = check_modes(retriever, mode or usual_modes(retriever.bundle), base)
