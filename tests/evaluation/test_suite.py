@@ -10,12 +10,10 @@ import pytest
 
 from tests.decoding.test_retriever import make_index
 from tests.evaluation.test_compare import complaint, zerogr
-from zerogr_ray.config import DecodeConfig
 from zerogr_ray.corpus.trec import read_run
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.evaluation.metrics import METRICS, evaluate
-from zerogr_ray.evaluation.suite import SuiteConfig, plan_suite, read_suite
-from zerogr_ray.index.bundle import _digest
+from zerogr_ray.evaluation.suite import SuiteConfig, read_suite
 
 pytestmark = pytest.mark.model
 
@@ -188,23 +186,6 @@ def test_the_instruction_of_the_suite_and_its_decoding_are_used(here):
     assert list(kept.values()) == pytest.approx([hit.score for hit in hits], abs=1e-3)
     other = retriever.search("red fox", 100, None, config)
     assert list(kept.values()) != pytest.approx([hit.score for hit in other], abs=1e-3)
-
-
-def test_an_index_is_searched_as_its_build_chose_unless_the_suite_says_otherwise(here):
-    file = here / "indexes" / "one" / "manifest.json"
-    manifest = json.loads(file.read_text()) | {"decode": {"mode": "top_k", "draws": 50}}
-    file.write_text(json.dumps(manifest | {"sha256": _digest(manifest)}))
-
-    def planned(settings):
-        (here / "suite.toml").write_text(settings + '[[collections]]\ndataset = "data/one"\nindex = "indexes/one"\n')
-        return plan_suite(read_suite(here / "suite.toml"), here / "suite.toml").planned[0].decode
-
-    assert planned("") == DecodeConfig(mode="top_k", draws=50)
-    assert planned("[decode]\ndraws = 100\n") == DecodeConfig(mode="top_k", draws=100)
-    assert planned("published = true\n[decode]\nseed = 3\n") == DecodeConfig(seed=3)
-    before = run("--json")["collections"][0]["kept"]
-    planned("")
-    assert (before, run("--json")["collections"][0]["kept"]) == (False, False)
 
 
 def test_a_pattern_names_what_it_leaves_out(here):

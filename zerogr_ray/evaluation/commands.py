@@ -10,9 +10,8 @@ from typing import Annotated
 
 import typer
 
-from zerogr_ray.config import DecodeConfig, make_config
 from zerogr_ray.errors import InputError
-from zerogr_ray.options import Decoding, Draws, Json, Quiet, Seed, load, print_json, setting
+from zerogr_ray.options import Decoding, Draws, Json, Quiet, Seed, decoding, load, print_json, setting
 
 
 def report(
@@ -58,8 +57,7 @@ def report(
         raise InputError(f"{out} is a folder; name the page: --out {out / 'report.html'}")
     for package in ("jinja2", "matplotlib"):  # a package that is missing is said before hours of searching
         import_module(package)
-    # Rows begin from the published algorithm; what the index chose for itself is a row of its own.
-    base = make_config(DecodeConfig, {"seed": seed, "draws": draws}, dict(map(setting, set_ or [])))
+    base = decoding(seed, draws, set_)
     collection = read_collection(dataset, split)
     retriever = load(index)
     modes = check_modes(retriever, mode or usual_modes(retriever.bundle), base)

@@ -68,9 +68,7 @@ class SuiteConfig(Strict):
     encoder: str = ""
     """A sentence encoder beside it: all-minilm-l6-v2, a folder or org/name."""
     decode: DecodeConfig = DecodeConfig()
-    """How ours searches: what is given here wins over what an index's build chose for it."""
-    published: bool = False
-    """Begin from the published algorithm, not from what an index chose."""
+    """How ours searches."""
     collections: tuple[CollectionConfig, ...] = Field(min_length=1)
     """[[collections]] tables."""
 
@@ -84,7 +82,6 @@ class Planned:
     instruction: str
     index: str
     index_sha256: str
-    decode: DecodeConfig
 
 
 @dataclass(frozen=True)
@@ -152,10 +149,9 @@ def plan_suite(config: SuiteConfig, file: Path) -> Plan:
                 manifest = read_manifest(local_path(index))
             except (InputError, IndexRefused) as error:
                 raise type(error)(f"{file}: collection {name!r}: {error}") from None
-            own = {} if config.published else manifest.get("decode", {})
-            decode = DecodeConfig(**(own | config.decode.model_dump(exclude_unset=True)))
-            collection = replace(collection, name=name)
-            planned[name] = Planned(collection, entry.domain, entry.instruction, index, manifest["sha256"], decode)
+            planned[name] = Planned(
+                replace(collection, name=name), entry.domain, entry.instruction, index, manifest["sha256"]
+            )
     if not planned:
         raise InputError(f"{file} lists no collection: {', '.join(skipped)} have no {QUERY_FILES[0]}")
     out = config.out or str(file.with_suffix("")) + ".runs"
@@ -239,14 +235,16 @@ def _systems(
     collection, k = row.collection, config.k
     asked = [(query.qid, query.text) for query in collection.queries]
     tasks = row.instruction or [query.instruction for query in collection.queries]
-    decode = row.decode.model_dump()
+    decode = config.decode.model_dump()
 
     def ours() -> Run:
         from zerogr_ray.options import load
 
         retriever = load(row.index)
         _check_ids(retriever.bundle, collection)
-        return as_run(search_collection(retriever, collection, row.decode, k, quiet, row.instruction, collection.name))
+        return as_run(
+            search_collection(retriever, collection, config.decode, k, quiet, row.instruction, collection.name)
+        )
 
     systems = {"zerogr": (key_of("zerogr", 1, row.index_sha256, asked, tasks, decode, k), ours)}
     corpus = source_stamp(collection.path) if config.bm25 or encoder else ""

@@ -164,9 +164,7 @@ class LiveIndex:
         changes = [state.view.removed.tolist(), [asdict(entry) for entry in state.added]]
         facts["key"] = key_of("compact", bundle.manifest["key"], *changes)
         vocab = bundle.postings.vocab if bundle.postings else None
-        return write_index(
-            out, self._table(state), self.end, bundle.model, facts, vocab, priors, training=bundle.training
-        )
+        return write_index(out, self._table(state), self.end, bundle.model, facts, vocab, priors, bundle.training)
 
     def _table(self, state: _State) -> pa.Table:
         removed, count = state.view.removed, self.bundle.trie.documents
