@@ -89,7 +89,11 @@ def test_a_mode_is_settings_over_those_of_the_search():
     mixed = parse_mode("exact + order=docid+t_max=2", base)
     assert (mixed.mode, mixed.order, mixed.t_max, mixed.seed) == ("exact", "docid", 2.0, 3)
     assert parse_mode("order=docid", DecodeConfig(mode="beam")).mode == "beam"
+    own = {"mode": "top_k", "order": "docid"}
+    assert parse_mode("index+draws=7", base, own) == base.model_copy(update={**own, "draws": 7})
+    assert parse_mode("exact+index", base, own).mode == "exact"
     for text, complaint in (
+        ("index", "no mode 'index'"),  # of an index that chose nothing
         ("beem", "did you mean 'beam'"),
         ("", "no mode ''"),
         ("exact+", "no mode ''"),

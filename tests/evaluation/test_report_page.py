@@ -229,6 +229,8 @@ def test_without_modes_an_index_gets_those_it_has_data_for(tmp_path):
     planned = Retriever.load(make_index(tmp_path / "planned", DOCIDS, vocab=400)).bundle
     usual = ["reference", "exact", "sampling", "beam", "top_k", "reference+order=docid"]
     assert usual_modes(plain) == [*usual, "reference+order=rerank"]  # the tests' index names a rerank token
+    plain.manifest["decode"] = {"mode": "top_k"}
+    assert usual_modes(plain)[:2] == ["index", "reference"]
     assert usual_modes(planned) == [
         *usual,
         "reference+plan_ahead=10",  # a quarter of the documents; 200 of many

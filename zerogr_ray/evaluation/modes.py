@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from zerogr_ray.config import DecodeConfig, make_config
 from zerogr_ray.errors import InputError
@@ -14,19 +14,26 @@ if TYPE_CHECKING:
     from zerogr_ray.index.bundle import Bundle
 
 MODES: tuple[str, ...] = get_args(DecodeConfig.model_fields["mode"].annotation)
+OWN = "index"
+"""Stands for the settings that the build of an index chose for it."""
 USUAL = ("reference", "exact", "sampling", "beam", "top_k", "reference+order=docid")
 PLANNED = 200
 """Documents that plan-ahead leaves to the search, in the row that a report adds for it; a quarter of a small index."""
 
 
-def parse_mode(text: str, base: DecodeConfig) -> DecodeConfig:
+def parse_mode(text: str, base: DecodeConfig, own: Mapping[str, Any] | None = None) -> DecodeConfig:
     """`top_k`, `reference+order=docid`, `exact+t_max=2`: a mode, or settings, joined by "+", over those of `base`.
 
-    Raises InputError for a mode or a setting that there is not, naming the nearest, and for a value it cannot have.
+    `index` stands for `own`, the settings that an index's build chose; what is written out wins over them. Raises
+    InputError for a mode or a setting that there is not, naming the nearest, and for a value it cannot have.
     """
     changed: dict[str, str] = {}
+    chosen: dict[str, Any] = {}
     for part in text.split("+"):
         name, equals, value = (piece.strip() for piece in part.partition("="))
+        if name == OWN and not equals and own:
+            chosen = dict(own)
+            continue
         if not equals:
             if name not in MODES:
                 near = get_close_matches(name, MODES, n=1)
@@ -36,12 +43,12 @@ def parse_mode(text: str, base: DecodeConfig) -> DecodeConfig:
         if name in changed:
             raise InputError(f"--mode {text}: {name} is set twice; keep one of them")
         changed[name] = value
-    return make_config(DecodeConfig, base.model_dump(), changed, where=f"--mode {text}")
+    return make_config(DecodeConfig, base.model_dump() | chosen, changed, where=f"--mode {text}")
 
 
 def usual_modes(bundle: Bundle) -> list[str]:
     """What a report shows unless told: the modes that every index has, and those that this one carries data for."""
-    modes = list(USUAL)
+    modes = [OWN, *USUAL] if bundle.manifest.get("decode") else list(USUAL)
     prior = "+prior_weight=1" if bundle.priors is not None else ""
     if prior:
         modes += [f"reference{prior}", f"reference{prior}+order=docid"]
@@ -61,7 +68,7 @@ def check_modes(retriever: Retriever, texts: Sequence[str], base: DecodeConfig) 
     for text in texts:
         if text in modes:
             raise InputError(f"--mode {text} is given twice; give it once")
-        modes[text] = parse_mode(text, base)
+        modes[text] = parse_mode(text, base, retriever.bundle.manifest.get("decode"))
         try:
             Job(Request("any", config=modes[text]), retriever.live)
         except InputError as error:
