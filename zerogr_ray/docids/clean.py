@@ -40,12 +40,17 @@ def clean_docid(written: str, title: str, text: str, docno: str, max_words: int)
     return docno, "fallback"
 
 
-def _normal(line: str, max_words: int) -> str:
-    text = unicodedata.normalize("NFKC", line).lower()
+def words_of(text: str) -> list[str]:
+    """The words of `text` as a docid may hold them, stop words and repetitions included."""
+    text = unicodedata.normalize("NFKC", text).lower()
     # Combining marks are parts of letters: without them Hindi and Thai words fall to pieces.
     letters = (c if c.isalnum() or c in "._-+#" or unicodedata.category(c)[0] == "M" else " " for c in text)
     runs = (run.lstrip("._-+#").rstrip("._-") for run in "".join(letters).split())
-    words = [run for run in runs if any(map(str.isalnum, run))]
+    return [run for run in runs if any(map(str.isalnum, run))]
+
+
+def _normal(line: str, max_words: int) -> str:
+    words = words_of(line)
     kept = list(dict.fromkeys(word for word in words if word not in STOP_WORDS)) or list(dict.fromkeys(words))
     docid = " ".join(kept[:max_words])
     if len(docid) > MAX_CHARS:

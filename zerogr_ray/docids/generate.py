@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import DocIdConfig
 from zerogr_ray.docids.clean import clean_docid
 from zerogr_ray.generation.engine import Engine, Sampling
@@ -45,12 +46,7 @@ class WriteDocIds:
         import pyarrow as pa
 
         rows = documents.to_pylist()
-        texts = [
-            engine.format.render(
-                self.cfg.prompt, show(row["title"], row["text"], engine, self.cfg.doc_tokens), EXAMPLES
-            )
-            for row in rows
-        ]
+        texts = [docid_prompt(engine.format, self.cfg, row["title"], row["text"]) for row in rows]
         written = engine.generate(engine.format.tokens(texts), Sampling(self.cfg.max_new_tokens), seed=0)
         cleaned = [
             clean_docid(answers[0], row["title"], row["text"], row["docno"], self.cfg.max_words)
@@ -60,7 +56,12 @@ class WriteDocIds:
         return pa.table(columns, schema=docid_schema())
 
 
-def show(title: str, text: str, engine: Engine, tokens: int) -> str:
+def docid_prompt(fmt: PromptFormat, cfg: DocIdConfig, title: str, text: str) -> str:
+    """What the LM is asked, whether it writes the docid or learns to."""
+    return fmt.render(cfg.prompt, show(title, text, fmt, cfg.doc_tokens), EXAMPLES if cfg.examples else ())
+
+
+def show(title: str, text: str, fmt: PromptFormat, tokens: int) -> str:
     """The document as a prompt shows it: its title, then as much of its text as `tokens` allow."""
     head = f"Title: {title}\n" if title else ""
-    return engine.format.shorten(head + text, tokens)
+    return fmt.shorten(head + text, tokens)

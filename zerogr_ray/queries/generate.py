@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import QueryConfig
 from zerogr_ray.corpus.text import passages
 from zerogr_ray.docids.generate import show
@@ -53,11 +54,7 @@ class WriteQueries:
         rows = documents.to_pylist()
         written: list[list[str]] = [[] for _ in rows]
         if rows and self.cfg.per_document:
-            asked = f"{self.cfg.prompt} The retrieval task: {self.instruction}"
-            texts = [
-                engine.format.render(asked, show(row["title"], row["text"], engine, self.cfg.doc_tokens), EXAMPLES)
-                for row in rows
-            ]
+            texts = [query_prompt(engine.format, self.cfg, self.instruction, row["title"], row["text"]) for row in rows]
             how = Sampling(self.cfg.max_new_tokens, n=self.cfg.per_document, temperature=self.cfg.temperature)
             written = engine.generate(engine.format.tokens(texts), how, seed_of(self.seed, rows[0]["docno"]))
         queries = [
@@ -65,6 +62,12 @@ class WriteQueries:
             for row, answers in zip(rows, written, strict=True)
         ]
         return pa.table([[row["docno"] for row in rows], queries], schema=query_schema())
+
+
+def query_prompt(fmt: PromptFormat, cfg: QueryConfig, instruction: str, title: str, text: str) -> str:
+    """What the LM is asked, whether it writes the query or learns to."""
+    asked = f"{cfg.prompt} The retrieval task: {instruction}"
+    return fmt.render(asked, show(title, text, fmt, cfg.doc_tokens), EXAMPLES if cfg.examples else ())
 
 
 def stand_ins(docno: str, title: str, text: str, cfg: QueryConfig) -> list[str]:
