@@ -255,6 +255,46 @@ def inspect(
 
 
 @app.command()
+def train(
+    task: Annotated[str, typer.Argument(help="queries, docids or retriever.")],
+    data: Annotated[list[str], typer.Argument(help="jsonl of instruction, query, positive, title, task. May repeat.")],
+    out: Annotated[str, typer.Argument(help="Folder of the adapter.")],
+    without: Annotated[list[str] | None, typer.Option(help="Leave out the rows of this task. May repeat.")] = None,
+    most: Annotated[int | None, typer.Option(help="Rows of one task at most.", min=1)] = None,
+    licence: Annotated[str, typer.Option(help="For the model card.")] = "not given",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting: training.epochs=2. May repeat.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a query generator, a docid generator or a retriever on rows of DATA; OUT is a LoRA adapter.
+
+    Run it again after an interruption and it goes on. --set training.method=full trains and writes a whole model.
+
+    Example: zerogr train queries triples.jsonl adapters/queries --without scifact --set training.epochs=2
+    """
+    from zerogr_ray.models import hush
+    from zerogr_ray.training.finetune import FinetuneConfig, finetune
+
+    if task not in ("queries", "docids", "retriever"):
+        raise InputError(f"there is no task {task!r} to train; choose queries, docids or retriever")
+    hush()
+    # A fine-tuned generator needs no worked examples in its prompt, and a folder of a few MB is what is asked for.
+    defaults = {"queries.examples": False, "docids.examples": False, "training.method": "lora"}
+    cfg = make_config(FinetuneConfig, {}, {**defaults, **dict(map(_setting, set_ or []))})
+    report = finetune(task, data, out, cfg, without or [], most, licence, quiet)  # type: ignore[arg-type]
+    if as_json:
+        _print_json(asdict(report))
+        return
+    print(f"examples\t{report.examples}\theld out {report.held_out}")
+    if report.rejected:
+        print(f"rejected\t{report.rejected}\tsee {report.rejects}")
+    print(f"steps\t{report.steps}\tloss {report.loss:.3f}")
+    if report.validation_loss is not None:
+        print(f"held out\tloss {report.validation_loss:.3f}\tat step {report.best_step}")
+    print(f"adapter\t{report.out}")
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the corpus and the index go.")] = Path("demo"),
     as_json: Json = False,

@@ -146,8 +146,14 @@ class QueryConfig(Strict):
 
 
 class TrainingConfig(Strict):
-    """Fine-tuning of the retriever: cross-entropy on the docid given instruction and query."""
+    """Fine-tuning: cross-entropy on the answer given the prompt, for the retriever the docid given the query."""
 
+    method: Literal["full", "lora"] = "full"
+    """full trains every weight; lora trains two thin matrices beside each linear layer, and nothing else."""
+    lora_rank: int = Field(16, ge=1)
+    """Width of those matrices."""
+    lora_alpha: int = Field(32, ge=1)
+    """Their product counts alpha / rank."""
     epochs: float = Field(1, gt=0)
     """Passes over all examples; a fraction stops within a pass."""
     learning_rate: float = Field(3e-4, gt=0)
@@ -158,12 +164,27 @@ class TrainingConfig(Strict):
     """AdamW's decoupled weight decay."""
     clip: float = Field(1.0, gt=0)
     """Gradient norm above which gradients are scaled down."""
+    rerank_every: int = Field(0, ge=0)
+    """Every n-th step also ranks the right docid above those of BM25's best wrong documents, which gives the index its
+    rerank head (8 in the paper); 0: never."""
+    rerank_candidates: int = Field(8, ge=2)
+    """Docids that such a step compares for a query: the right one and the rest wrong."""
+    rerank_weight: float = Field(1.0, gt=0)
+    """Weight of that loss beside the cross-entropy."""
     pack_tokens: int = Field(768, ge=64)
     """Tokens of one packed forward pass: the shared prefix and as many examples behind it as fit."""
     batch_examples: int = Field(16, ge=1)
     """Examples per optimizer step, over all workers; packs are accumulated until it is reached."""
     query_tokens: int = Field(96, ge=4)
     """Tokens of a query that are kept."""
+    held_out: float = Field(0.05, ge=0, le=0.5)
+    """Share of the pseudo-queries that training never sees, to tell when it stops helping."""
+    held_out_most: int = Field(256, ge=1)
+    """Examples held out at most. Where the share comes to fewer than 16, none are: so few say nothing."""
+    validations: int = Field(10, ge=1)
+    """Times that the loss on what is held out is measured, evenly over the training; the best state is published."""
+    patience: int = Field(3, ge=0)
+    """Measurements in a row without a new best after which training stops; 0 never stops early."""
     checkpoint_seconds: float = Field(60, gt=0)
     """A checkpoint is written when this much time has passed since the last."""
     workers: int = Field(1, ge=1)

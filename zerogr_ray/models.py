@@ -80,7 +80,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(checked(folder)))
+        return AutoTokenizer.from_pretrained(str(checked(folder)), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"the tokenizer in {folder} cannot be read: {error}") from error
 
@@ -97,7 +97,11 @@ def load_model(folder: Path, dtype: DType = "auto", device: str = "auto") -> Pre
     place = pick_device(device)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            str(checked(folder)), dtype=pick_dtype(dtype, place), attn_implementation="sdpa", use_safetensors=True
+            str(checked(folder)),
+            dtype=pick_dtype(dtype, place),
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {error}") from error
@@ -162,12 +166,12 @@ def _convert(gguf: Path, target: Path) -> None:
         AutoTokenizer.from_pretrained(**source).save_pretrained(building)
         model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
         model.to(torch.bfloat16).save_pretrained(building)  # the weights were 4-bit: bfloat16 loses nothing
-        _publish(building, target)
+        publish(building, target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _publish(building: Path, target: Path) -> None:
+def publish(building: Path, target: Path) -> None:
     """Give `building` its final name; a process that was faster has made the same thing."""
     try:
         building.rename(target)
@@ -190,7 +194,7 @@ def _from_object_store(url: str) -> Path:
         building = Path(tempfile.mkdtemp(dir=target.parent, prefix=".fetch-"))
         try:
             fs.get(path.rstrip("/") + "/", str(building) + "/", recursive=True)
-            _publish(building, target)
+            publish(building, target)
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return target

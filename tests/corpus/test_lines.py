@@ -43,12 +43,8 @@ class Words:
         return text[:end]
 
 
-class Engine:
-    format = Words()
-
-
 def shown(text, room, title="", known=KNOWN):
-    return show(title, text, Engine(), room, known)
+    return show(title, text, Words(), room, known)
 
 
 def test_the_sort_of_a_line():

@@ -11,6 +11,7 @@ from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import TrainingConfig
 from zerogr_ray.errors import BuildError
 from zerogr_ray.training.examples import ExampleStream
+from zerogr_ray.training.tasks import Retrieve
 
 pytestmark = pytest.mark.model
 
@@ -30,7 +31,7 @@ def write_shards(folder: Path, sizes: list[int]) -> list[Path]:
 
 
 def stream(shards: list[Path], buffer_rows: int = 8, **settings: object) -> ExampleStream:
-    return ExampleStream(shards, "Retrieve.", FMT, TrainingConfig(**settings), buffer_rows=buffer_rows)
+    return ExampleStream(shards, Retrieve("Retrieve.", 96), FMT, TrainingConfig(**settings), buffer_rows=buffer_rows)
 
 
 def test_every_epoch_reads_every_example_once_in_an_order_of_its_own(tmp_path):

@@ -18,9 +18,11 @@ from zerogr_ray.training.checkpoints import read_log
 from zerogr_ray.training.examples import ExampleStream
 from zerogr_ray.training.fit import fit, training_fingerprint
 from zerogr_ray.training.loop import train
+from zerogr_ray.training.tasks import Retrieve
 
 pytestmark = pytest.mark.ray
 
+TASK = Retrieve("Retrieve.", 96)
 CFG = TrainingConfig(
     epochs=20, batch_examples=6, learning_rate=3e-3, checkpoint_seconds=0.2, pack_tokens=128, warmup=0.02
 )
@@ -64,21 +66,21 @@ def test_a_killed_worker_costs_nothing_but_time(source, shards, tmp_path, capfd)
             assert len(killed) == 1
             os.kill(killed[0], signal.SIGKILL)
 
-    hurt = fit(source, shards, "Retrieve.", CFG, tmp_path / "hurt", kill_once)
+    hurt = fit(source, shards, TASK, CFG, tmp_path / "hurt", kill_once)
     assert killed
     assert steps[-1] == 240
     assert [row["step"] for row in read_log(tmp_path / "hurt")] == list(range(1, 241))
     assert "Failed to query" not in capfd.readouterr().err
 
-    stream = ExampleStream(shards, "Retrieve.", load_format(source), CFG)
-    calm = train(load_model(source, "float32", "cpu"), stream, CFG, tmp_path / "calm", lambda row: None).model
+    stream = ExampleStream(shards, TASK, load_format(source), CFG)
+    calm = train(load_model(source, "float32", "cpu"), stream, CFG, tmp_path / "calm", lambda row: None).product
     expected, found = load_file(calm / "model.safetensors"), load_file(hurt / "model.safetensors")
     assert expected.keys() == found.keys()
     for name in expected:  # bfloat16: the last bit may round the other way
         torch.testing.assert_close(found[name], expected[name], rtol=1e-2, atol=1e-4)
 
     began, again = time.monotonic(), []
-    assert fit(source, shards, "Retrieve.", CFG, tmp_path / "hurt", again.append) == hurt
+    assert fit(source, shards, TASK, CFG, tmp_path / "hurt", again.append) == hurt
     assert (again, time.monotonic() - began < 1) == ([], True)
 
 
@@ -87,17 +89,17 @@ def test_a_training_that_cannot_go_on_says_why_and_is_not_tried_again(source, tm
     pq.write_table(rows, tmp_path / "part-0.parquet")
     cfg = CFG.model_copy(update={"workers": 2, "epochs": 1.0})
     with pytest.raises(BuildError, match="the docid '' of the query 'red fox' to nothing"):
-        fit(source, [tmp_path / "part-0.parquet"], "Retrieve.", cfg, tmp_path / "out", lambda row: None)
+        fit(source, [tmp_path / "part-0.parquet"], TASK, cfg, tmp_path / "out", lambda row: None)
 
 
 def test_the_fingerprint_follows_what_is_learned_not_how_fast(source, shards, tmp_path):
-    first = training_fingerprint(source, shards, "Retrieve.", CFG)
+    first = training_fingerprint(source, shards, TASK, CFG)
     faster = CFG.model_copy(update={"workers": 4, "pack_tokens": 999, "checkpoint_seconds": 5.0})
-    assert training_fingerprint(source, shards, "Retrieve.", faster) == first
+    assert training_fingerprint(source, shards, TASK, faster) == first
     others = [
-        training_fingerprint(source, shards, "Find.", CFG),
-        training_fingerprint(source, shards[:1], "Retrieve.", CFG),
-        training_fingerprint(source, shards, "Retrieve.", CFG.model_copy(update={"seed": 1})),
-        training_fingerprint(save_tiny(tmp_path / "other", seed=1), shards, "Retrieve.", CFG),
+        training_fingerprint(source, shards, Retrieve("Find.", 96), CFG),
+        training_fingerprint(source, shards[:1], TASK, CFG),
+        training_fingerprint(source, shards, TASK, CFG.model_copy(update={"seed": 1})),
+        training_fingerprint(save_tiny(tmp_path / "other", seed=1), shards, TASK, CFG),
     ]
     assert len({first, *others}) == 5

@@ -11,15 +11,19 @@ from tests.training.test_examples import write_shards
 from zerogr_ray.config import TrainingConfig
 from zerogr_ray.errors import BuildError
 from zerogr_ray.models import load_format, load_model
-from zerogr_ray.training.checkpoints import finished_model, read_log
+from zerogr_ray.training.checkpoints import finished, read_log
 from zerogr_ray.training.examples import ExampleStream
 from zerogr_ray.training.loop import learning_rate, train
+from zerogr_ray.training.tasks import Retrieve
 
 pytestmark = pytest.mark.model
 
 CFG = TrainingConfig(epochs=2, batch_examples=6, learning_rate=3e-3, checkpoint_seconds=1e-6, pack_tokens=128)
 UNEVEN = CFG.model_copy(update={"batch_examples": 5})
 """Two workers get 3 and 2 examples of a step, and 2 and 1 of the last."""
+
+
+TASK = Retrieve("Retrieve.", 96)
 
 
 class StoppedError(Exception):
@@ -41,7 +45,7 @@ def _write_at_every_step(monkeypatch):
     monkeypatch.setattr("zerogr_ray.training.loop.WRITING_SHARE", math.inf)
 
 
-def run(source, shards, folder, cfg=CFG, stop_after=None, fingerprint="f", rank=0, world=1):
+def run(source, shards, folder, cfg=CFG, stop_after=None, fingerprint="f", rank=0, world=1, **more):
     """One training; returns (result, weights by name, steps reported)."""
     seen = []
 
@@ -51,8 +55,8 @@ def run(source, shards, folder, cfg=CFG, stop_after=None, fingerprint="f", rank=
             raise StoppedError
 
     model = load_model(source, "float32", device="cpu")
-    stream = ExampleStream(shards, "Retrieve.", load_format(source), cfg, buffer_rows=8)
-    result = train(model, stream, cfg, folder, report, rank, world, fingerprint)
+    stream = ExampleStream(shards, TASK, load_format(source), cfg, buffer_rows=8)
+    result = train(model, stream, cfg, folder, report, rank, world, fingerprint, **more)
     return result, {name: p.detach().clone() for name, p in model.named_parameters()}, seen
 
 
@@ -81,12 +85,12 @@ def test_loss_falls_and_each_step_is_reported(source, shards, tmp_path):
 
 def test_the_published_model_loads_and_is_what_was_trained(source, shards, tmp_path):
     result, weights, _ = run(source, shards, tmp_path / "out")
-    assert result.model == tmp_path / "out" / "model" == finished_model(tmp_path / "out", "f")
-    assert finished_model(tmp_path / "out", "another") is None
-    assert {t.dtype for t in load_file(result.model / "model.safetensors").values()} == {torch.bfloat16}
-    assert json.loads((result.model / "config.json").read_text())["dtype"] == "bfloat16"
-    assert load_format(result.model).fingerprint == load_format(source).fingerprint
-    saved = {name: p.detach() for name, p in load_model(result.model, "float32", "cpu").named_parameters()}
+    assert result.product == tmp_path / "out" / "model" == finished(tmp_path / "out", "f")
+    assert finished(tmp_path / "out", "another") is None
+    assert {t.dtype for t in load_file(result.product / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((result.product / "config.json").read_text())["dtype"] == "bfloat16"
+    assert load_format(result.product).fingerprint == load_format(source).fingerprint
+    saved = {name: p.detach() for name, p in load_model(result.product, "float32", "cpu").named_parameters()}
     assert_same(saved, {name: w.bfloat16().float() for name, w in weights.items()})
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["finished.json", "log.jsonl", "model"]
 
@@ -146,13 +150,13 @@ def test_a_diverged_step_stops_with_its_number_and_some_queries(source, shards, 
 
     calls = []
 
-    def poisoned(model, pack):
+    def poisoned(model, pack, token):
         calls.append(pack)
-        loss, labels = answer_loss(model, pack)
-        return (loss * math.nan if len(calls) > 4 else loss), labels
+        losses = pack_losses(model, pack, token)
+        return losses._replace(answers=losses.answers * math.nan) if len(calls) > 4 else losses
 
-    answer_loss = loop.answer_loss
-    monkeypatch.setattr(loop, "answer_loss", poisoned)
+    pack_losses = loop.pack_losses
+    monkeypatch.setattr(loop, "pack_losses", poisoned)
     with pytest.raises(BuildError, match=r"loss of step \d is nan on examples such as 'q\d+'.*learning_rate"):
         run(source, shards, tmp_path / "out")
     assert not (tmp_path / "out" / "model").exists()

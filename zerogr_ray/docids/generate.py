@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import DocIdConfig
 from zerogr_ray.corpus.lines import pick_lines
 from zerogr_ray.corpus.terms import Frequencies
@@ -31,7 +32,7 @@ class WriteDocIds:
     def key(self, corpus: str, model: str) -> str:
         """Changes with whatever changes a docid: corpus, model, settings, the prompt and the cleaning rule."""
         settings = self.cfg.model_dump(exclude={"distinct", "distinct_rounds"})
-        return key_of("docids", 2, corpus, model, settings, self._turns())
+        return key_of("docids", 2, corpus, model, settings, _turns(self.cfg))
 
     def __call__(self, documents: pa.Table, engine: Engine) -> pa.Table:
         """Rows of docid_schema, one per document, in order."""
@@ -39,12 +40,7 @@ class WriteDocIds:
 
         rows = documents.to_pylist()
         known = self.known if self.cfg.pick_lines else None
-        texts = [
-            engine.format.render(
-                self.cfg.prompt, show(row["title"], row["text"], engine, self.cfg.doc_tokens, known), self._turns()
-            )
-            for row in rows
-        ]
+        texts = [docid_prompt(engine.format, self.cfg, row["title"], row["text"], known) for row in rows]
         written = engine.generate(engine.format.tokens(texts), Sampling(self.cfg.max_new_tokens), seed=0)
         cleaned = [
             clean_docid(answers[0], row["title"], row["text"], row["docno"], self.cfg.max_words)
@@ -53,26 +49,32 @@ class WriteDocIds:
         columns = [[row["docno"] for row in rows], [docid for docid, _ in cleaned], [source for _, source in cleaned]]
         return pa.table(columns, schema=docid_schema())
 
-    def _turns(self) -> list[tuple[str, str]]:
-        return [(example.document, example.docid) for example in EXAMPLES[: self.cfg.examples]]
+
+def docid_prompt(fmt: PromptFormat, cfg: DocIdConfig, title: str, text: str, known: Frequencies | None = None) -> str:
+    """What the LM is asked, whether it writes the docid or learns to."""
+    return fmt.render(cfg.prompt, show(title, text, fmt, cfg.doc_tokens, known), _turns(cfg))
 
 
-def show(title: str, text: str, engine: Engine, tokens: int, known: Frequencies | None = None) -> str:
+def _turns(cfg: DocIdConfig) -> list[tuple[str, str]]:
+    return [(example.document, example.docid) for example in EXAMPLES[: cfg.examples]]
+
+
+def show(title: str, text: str, fmt: PromptFormat, tokens: int, known: Frequencies | None = None) -> str:
     """The document as a prompt shows it: its title, then as much of its text as `tokens` allow.
 
     That is its beginning; given the corpus's frequencies, its telling lines (see corpus/lines.py).
     """
     head = f"Title: {title}\n" if title else ""
-    beginning = engine.format.shorten(head + text, tokens)
+    beginning = fmt.shorten(head + text, tokens)
     if known is None or not beginning.startswith(head) or len(beginning) >= len(head + text):
         return beginning
 
     def cost(lines: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in engine.format.tokens(lines)]
+        return [len(ids) for ids in fmt.tokens(lines)]
 
     room = tokens - sum(cost([head] if head else []))
     chosen = pick_lines(text, beginning[len(head) :], room, known, cost)
     if chosen is None:
         return beginning
-    lines = (line if len(line) <= most else engine.format.shorten(line, most).rstrip() + "\n" for line, most in chosen)
-    return engine.format.shorten((head + "".join(lines)).rstrip(), tokens)
+    lines = (line if len(line) <= most else fmt.shorten(line, most).rstrip() + "\n" for line, most in chosen)
+    return fmt.shorten((head + "".join(lines)).rstrip(), tokens)

@@ -55,7 +55,7 @@ class AddTerm:
         prompts = [
             engine.format.render(
                 PROMPT,
-                _asked(show(row["title"], row["text"], engine, self.cfg.doc_tokens, known), row["tried"]),
+                _asked(show(row["title"], row["text"], engine.format, self.cfg.doc_tokens, known), row["tried"]),
                 turns,
             )
             for row in rows

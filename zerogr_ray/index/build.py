@@ -1,7 +1,7 @@
 """From a corpus to an index folder: the list of stages, each of which finds what it has already done.
 
-    corpus ─┬─ docids ── distinct ─┬─ pairs ── training ── index
-            └─ queries ── filter ──┘
+    corpus ─┬─ docids ── distinct ─┬─ pairs ─┬──────────────┬─ training ── index
+            └─ queries ── filter ──┘         └─ candidates ─┘
 
 A stage's key is made of what it depends on, so a changed setting rebuilds what follows from it and no more.
 """
@@ -38,6 +38,9 @@ from zerogr_ray.store import Folder, key_of, local_path
 from zerogr_ray.training.fit import NOT_RESULTS
 from zerogr_ray.training.pairs import write_pairs
 from zerogr_ray.training.record import training_record
+from zerogr_ray.training.rerank import rerank_token, write_candidates
+from zerogr_ray.training.tasks import Retrieve
+from zerogr_ray.training.validation import held_out_share
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def build_index(
     model, llm = find_model(cfg.model), find_model(cfg.llm.model)
     prompt_format = load_format(model)
     load_format(llm)
+    reserved = rerank_token(prompt_format) if cfg.training.rerank_every else None
     with _only_builder(target.with_name(f".{target.name}.lock")), _only_builder(Path(folder.path) / ".lock"):
         check_target(target)
         clock = _Clock()
@@ -90,6 +94,7 @@ def build_index(
         distinct = Output.at(folder, "distinct", plan.distinct) if plan.distinct != plan.docids else docids
         kept = Output.at(folder, "filtered", plan.kept) if plan.kept != plan.queries else queries
         pairs, training = Output.at(folder, "pairs", plan.pairs), Output.at(folder, "training", plan.training)
+        candidates = Output.at(folder, "candidates", plan.candidates)
         with ray_cluster():
             cfg = _with_devices(cfg, llm)
             known = corpus_frequencies(source, facts["sizes"], Output.at(folder, "terms", key_of("terms", 1, layout)))
@@ -99,14 +104,25 @@ def build_index(
             if plan.kept != plan.queries:
                 wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet)
                 clock.time("filter", lambda: filter_queries(*wanted))
-            clock.time("pairs", lambda: write_pairs(source, distinct, kept, pairs, cfg.queries, facts["sizes"], quiet))
-            tuned = clock.time("training", lambda: _train(cfg, model, pairs, training, quiet))
-            quality = {
+            held = held_out_share(facts["rows"] * cfg.queries.per_document, cfg.training)
+            clock.time(
+                "pairs", lambda: write_pairs(source, distinct, kept, pairs, cfg.queries, facts["sizes"], quiet, held)
+            )
+            if reserved is not None:
+                wrong = cfg.training.rerank_candidates - 1
+                clock.time(
+                    "candidates",
+                    lambda: write_candidates(source, distinct, pairs, candidates, wrong, cfg.training.seed, quiet),
+                )
+            beside = candidates if reserved is not None else None
+            tuned = clock.time("training", lambda: _train(cfg, model, pairs, beside, training, quiet))
+            facts |= {
                 "coverage": coverage(source, distinct, facts["sizes"], known),
                 "collisions": _collisions(distinct),
             }
+        about = {} if reserved is None else {"rerank_token": reserved}
         manifest = clock.time(
-            "index", lambda: _publish(target, source, distinct, tuned, prompt_format, cfg, plan, facts | quality)
+            "index", lambda: _publish(target, source, distinct, tuned, prompt_format, cfg, plan, facts, about)
         )
     seconds = {name: round(spent, 1) for name, spent in clock.seconds.items()}
     return BuildReport(
@@ -132,6 +148,7 @@ class _Plan:
     kept: str
     """The filtered queries; the queries themselves where the filter is off."""
     pairs: str
+    candidates: str
     training: str
     index: str
 
@@ -141,10 +158,13 @@ class _Plan:
         distinct = distinct_key(docids, cfg.docids) if cfg.docids.distinct else docids
         queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, llm)
         kept = filter_key(queries, cfg.queries) if cfg.queries.filter.active and cfg.queries.per_document else queries
-        pairs = key_of("pairs", 1, distinct, kept, cfg.queries.passages, cfg.queries.passage_words)
+        held = [cfg.training.held_out, cfg.training.held_out_most]
+        pairs = key_of("pairs", 2, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
+        candidates = key_of("candidates", 1, pairs, cfg.training.rerank_candidates, cfg.training.seed)
         recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
         training = key_of("training", 1, pairs, model, cfg.instruction, recipe)
-        return cls(docids, distinct, queries, kept, pairs, training, key_of("index", FORMAT, training, cfg.postings))
+        index = key_of("index", FORMAT, training, cfg.postings)
+        return cls(docids, distinct, queries, kept, pairs, candidates, training, index)
 
 
 def _current(target: Path, key: str) -> dict[str, Any] | None:
@@ -223,10 +243,15 @@ def _collisions(distinct: Output) -> dict[str, int]:
     return dict((distinct.done() or {}).get("collisions", {}))
 
 
-def _train(cfg: IndexConfig, model: Path, pairs: Output, training: Output, quiet: bool) -> Path:
+def _train(
+    cfg: IndexConfig, model: Path, pairs: Output, candidates: Output | None, training: Output, quiet: bool
+) -> Path:
     from zerogr_ray.training.fit import fit
 
     shards = [Path(pairs.folder.url_of(name)) for name in pairs.shards()]
+    held = [Path(pairs.folder.url_of(name)) for name in pairs.folder.names("held-", ".parquet")]
+    beside = [Path(candidates.folder.url_of(name)) for name in candidates.shards()] if candidates else []
+    task = Retrieve(cfg.instruction, cfg.training.query_tokens)
     with progress("training", None, unit="steps", quiet=quiet) as bar:
 
         def show(state: dict[str, Any]) -> None:
@@ -237,7 +262,7 @@ def _train(cfg: IndexConfig, model: Path, pairs: Output, training: Output, quiet
             )
             bar.update(state["step"] - bar.n)
 
-        return fit(model, shards, cfg.instruction, cfg.training, Path(training.folder.path), show)
+        return fit(model, shards, task, cfg.training, Path(training.folder.path), show, held, beside)
 
 
 def _publish(
@@ -249,6 +274,7 @@ def _publish(
     cfg: IndexConfig,
     plan: _Plan,
     facts: dict[str, Any],
+    more: dict[str, Any],
 ) -> dict[str, Any]:
     if load_format(tuned).fingerprint != prompt_format.fingerprint:
         raise BuildError(f"the tokenizer saved in {tuned} gives other prompts than the one it was trained with")
@@ -261,6 +287,7 @@ def _publish(
         "instruction": cfg.instruction,
         "model": {"trained_from": cfg.model, "fingerprint": fingerprint(tuned)},
         "prompt_format": prompt_format.fingerprint,
+        **more,
     }
     vocab = len(prompt_format.tokenizer) if cfg.postings else None
     return write_index(

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import QueryConfig, QueryKind
 from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.corpus.text import passages
@@ -50,8 +51,11 @@ class WriteQueries:
         )
         written: list[list[str]] = [[] for _ in rows]
         if asked:
-            shown = [show(row["title"], row["text"], engine, self.cfg.doc_tokens, known) for row in rows]
-            prompts = {item: self._prompt(engine, item[0], shown[item[1]]) for item in dict.fromkeys(asked)}
+            shown = [show(row["title"], row["text"], engine.format, self.cfg.doc_tokens, known) for row in rows]
+            prompts = {
+                (kind, place): query_prompt(engine.format, self.cfg, kind, self.instruction, shown[place])
+                for kind, place in dict.fromkeys(asked)
+            }
             tokens = dict(zip(prompts, engine.format.tokens(list(prompts.values())), strict=True))
             how = Sampling(self.cfg.max_new_tokens, temperature=self.cfg.temperature)
             answers = engine.generate([tokens[item] for item in asked], how, seed_of(self.seed, rows[0]["docno"]))
@@ -67,9 +71,11 @@ class WriteQueries:
     def _shares(self) -> dict[QueryKind, float]:
         return kinds_of(self.instruction, self.cfg.mix)
 
-    def _prompt(self, engine: Engine, kind: QueryKind, shown: str) -> str:
-        asked = f"{self.cfg.prompt or PROMPTS[kind]} The retrieval task: {self.instruction}"
-        return engine.format.render(asked, shown, turns(kind, self.cfg.examples))
+
+def query_prompt(fmt: PromptFormat, cfg: QueryConfig, kind: QueryKind, instruction: str, shown: str) -> str:
+    """What the LM is asked, whether it writes the query or learns to; `shown` is the document (see `show`)."""
+    asked = f"{cfg.prompt or PROMPTS[kind]} The retrieval task: {instruction}"
+    return fmt.render(asked, shown, turns(kind, cfg.examples))
 
 
 def stand_ins(docno: str, title: str, text: str, cfg: QueryConfig) -> list[str]:

@@ -36,6 +36,11 @@ CUES: dict[QueryKind, str] = {
     "request": "request instruction task command intent need requirement description problem issue situation goal",
 }
 
+QUESTION_WORDS = frozenset("who whom whose what when where which why how is are was were do does did can could".split())
+
+KEYWORDS = 6
+"""Words at most of a query that is taken for keywords."""
+
 _ASKED = re.compile(r"\b(?:retrieve|find)\b", re.I)
 
 
@@ -50,6 +55,21 @@ def kinds_of(instruction: str, mix: QueryMix | None = None) -> dict[QueryKind, f
     if not named:
         return dict(DEFAULT)
     return {kind: (1 - NAMED) * DEFAULT[kind] + NAMED * (kind in named) / len(named) for kind in PROMPTS}
+
+
+def kind_of(query: str, instruction: str) -> QueryKind:
+    """Of which kind a person's query is: what a generator that learns from it is asked for.
+
+    It is a question if it ends like one or begins with a question word; keywords if it has at most six words; else the
+    likelier of claim and request by the instruction, a request where it names neither.
+    """
+    words = query.split()
+    if query.rstrip().endswith("?") or (words and words[0].lower().rstrip(",'s") in QUESTION_WORDS):
+        return "question"
+    if len(words) <= KEYWORDS:
+        return "keywords"
+    shares = kinds_of(instruction)
+    return "claim" if shares["claim"] > shares["request"] else "request"
 
 
 def share_out(shares: dict[QueryKind, float], documents: int, each: int) -> list[list[QueryKind]]:

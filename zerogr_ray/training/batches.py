@@ -5,13 +5,14 @@ All prompts of a task start alike (chat template, instruction), so the shared pa
     [common prefix][own part of example 1][own part of example 2] ...
 
 Each example sees the prefix and itself, never its neighbours, at the positions it would have alone. Loss and
-gradients are those of the examples run one by one.
+gradients are those of the examples run one by one. An example with wrong answers beside the right one is a tree: all
+its answers are behind its own prompt, which is behind the prefix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """One row of T tokens that asks for L labels.
+    """One row of T tokens in S segments that asks for L labels and R scores.
 
     tokens_T:    token ids
     positions_T: position of each token in its own example; they restart after the prefix
-    owner_T:     0 for the prefix, i for the i-th example of the pack, from 1
-    places_L:    index into T of the tokens that predict a label, rising
+    owner_T:     segment of each token: 0 for the prefix; without wrong answers, i for the i-th example, from 1
+    places_L:    index into T of the tokens that predict a label
     labels_L:    the token that each of them shall predict
+    above_S:     the segment that each segment continues; the prefix continues itself
+    scored_R:    index into T of the last token of every answer that is ranked
+    query_R:     the example that it answers, numbered from 0 among those with wrong answers
+    right_R:     whether it is the right one; each example has one
     """
 
     tokens_T: NDArray[np.int64]
@@ -39,16 +44,28 @@ class Pack:
     owner_T: NDArray[np.int64]
     places_L: NDArray[np.int64]
     labels_L: NDArray[np.int64]
+    above_S: NDArray[np.int64]
     queries: tuple[str, ...] = ()
+    scored_R: NDArray[np.int64] = field(default_factory=lambda: _ints([]))
+    query_R: NDArray[np.int64] = field(default_factory=lambda: _ints([]))
+    right_R: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+
+    @property
+    def ranked(self) -> int:
+        """Examples whose answers are ranked."""
+        return int(self.right_R.sum())
 
     def mask(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """Additive attention mask, shape (1, 1, T, T): 0 where row may see column, -inf elsewhere."""
         import torch
 
+        sees_SS = np.eye(len(self.above_S), dtype=bool)
+        for segment, above in enumerate(self.above_S):  # a segment comes after the one it continues
+            sees_SS[segment] |= sees_SS[above]
         owner_T = torch.from_numpy(self.owner_T).to(device)
         at_T = torch.arange(len(owner_T), device=device)
-        own_or_prefix = (owner_T[None, :] == 0) | (owner_T[None, :] == owner_T[:, None])
-        seen = own_or_prefix & (at_T[None, :] <= at_T[:, None])
+        seen = torch.from_numpy(sees_SS).to(device)[owner_T[:, None], owner_T[None, :]]
+        seen &= at_T[None, :] <= at_T[:, None]
         return torch.zeros(seen.shape, device=device).masked_fill(~seen, float("-inf"))[None, None]
 
 
@@ -71,7 +88,7 @@ def pack(examples: Sequence[Example], pack_tokens: int) -> list[Pack]:
     if not examples:
         return []
     prefix = common_prefix(examples)
-    own = [len(example.prompt) - prefix + len(example.answer) - 1 for example in examples]
+    own = [len(e.prompt) - prefix + len(e.answer) + (sum(map(len, e.wrong)) if e.wrong else -1) for e in examples]
     bins: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(examples)), key=lambda index: (-own[index], index)):
@@ -86,28 +103,59 @@ def pack(examples: Sequence[Example], pack_tokens: int) -> list[Pack]:
 
 
 def _lay_out(examples: Sequence[Example], prefix: int) -> Pack:
-    tokens = list(examples[0].prompt[:prefix])
-    positions = list(range(prefix))
-    owner = [0] * prefix
-    places: list[int] = []
-    labels: list[int] = []
-    for number, example in enumerate(examples, start=1):
-        asked = len(tokens) + len(example.prompt) - prefix - 1  # the last token of the prompt
-        # The last token of the answer is only ever a label: nothing follows that it would have to predict.
-        own = [*example.prompt[prefix:], *example.answer[:-1]]
-        tokens += own
-        positions += range(prefix, prefix + len(own))
-        owner += [number] * len(own)
-        places += range(asked, asked + len(example.answer))
-        labels += example.answer
+    row = _Row(examples[0].prompt[:prefix])
+    for example in examples:
+        asked = len(row.tokens) + len(example.prompt) - prefix - 1  # the last token of the prompt
+        row.labels += example.answer
+        if not example.wrong:
+            # The last token of the answer is only ever a label: nothing follows that it would have to predict.
+            row.add([*example.prompt[prefix:], *example.answer[:-1]], above=0, at=prefix)
+            row.places += range(asked, asked + len(example.answer))
+            continue
+        prompt = row.add(example.prompt[prefix:], above=0, at=prefix)
+        row.places += [asked, *range(len(row.tokens), len(row.tokens) + len(example.answer) - 1)]
+        for answer in (example.answer, *example.wrong):
+            row.add(answer, above=prompt, at=len(example.prompt))
+            row.scored.append(len(row.tokens) - 1)
+            row.query.append(row.ranked)
+            row.right.append(answer is example.answer)
+        row.ranked += 1
     return Pack(
-        tokens_T=_ints(tokens),
-        positions_T=_ints(positions),
-        owner_T=_ints(owner),
-        places_L=_ints(places),
-        labels_L=_ints(labels),
+        tokens_T=_ints(row.tokens),
+        positions_T=_ints(row.positions),
+        owner_T=_ints(row.owner),
+        places_L=_ints(row.places),
+        labels_L=_ints(row.labels),
+        above_S=_ints(row.above),
         queries=tuple(example.query for example in examples),
+        scored_R=_ints(row.scored),
+        query_R=_ints(row.query),
+        right_R=np.asarray(row.right, dtype=bool),
     )
+
+
+class _Row:
+    """A pack while it grows."""
+
+    def __init__(self, prefix: list[int]) -> None:
+        self.tokens = list(prefix)
+        self.positions = list(range(len(prefix)))
+        self.owner = [0] * len(prefix)
+        self.above = [0]
+        self.places: list[int] = []
+        self.labels: list[int] = []
+        self.scored: list[int] = []
+        self.query: list[int] = []
+        self.right: list[bool] = []
+        self.ranked = 0
+
+    def add(self, tokens: list[int], above: int, at: int) -> int:
+        """Append a segment that continues segment `above` from position `at` on; returns its number."""
+        self.tokens += tokens
+        self.positions += range(at, at + len(tokens))
+        self.owner += [len(self.above)] * len(tokens)
+        self.above.append(above)
+        return len(self.above) - 1
 
 
 def _ints(values: list[int]) -> NDArray[np.int64]:

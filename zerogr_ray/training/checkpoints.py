@@ -2,8 +2,10 @@
 
 folder/checkpoint-00000120/   model.safetensors      trainable parameters by name, float32
                               optimizer.safetensors  AdamW's two moments of each of them
-                              state.json             step, fingerprint, sizes of the two files
+                              state.json             step, fingerprint, sizes of the two files, validation so far
+folder/best-00000100/         model.safetensors      trainable parameters when the held-out loss was lowest
 folder/model/                 the trained model, bfloat16, with its tokenizer: the end product
+folder/adapter/               or its LoRA adapter alone, where that is the end product
 folder/finished.json          its fingerprint; written last
 """
 
@@ -16,9 +18,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from zerogr_ray.errors import BuildError
+from zerogr_ray.training.lora import merged, save_lora
 
 if TYPE_CHECKING:
     import torch
@@ -29,15 +32,24 @@ KEPT = 2
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
+Product = Literal["model", "adapter"]
+"""What a training publishes: a whole model (a LoRA adapter merged into it), or the adapter alone."""
+
 log = logging.getLogger(__name__)
 
 
 def save_checkpoint(
-    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, step: int, fingerprint: str
+    folder: Path,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    fingerprint: str,
+    validation: dict[str, Any] | None = None,
 ) -> None:
     """Write `checkpoint-<step>` and drop all but the newest two of this run, and those of any other run.
 
-    Raises BuildError when the disk refuses; the checkpoints before stay as they are.
+    `validation` is what resuming needs besides; a best state that no kept checkpoint names is dropped too. Raises
+    BuildError when the disk refuses; the checkpoints before stay as they are.
     """
     import torch
     from safetensors.torch import save_file
@@ -53,7 +65,7 @@ def save_checkpoint(
             save_file({name: p.detach().contiguous() for name, p in named.items()}, building / "model.safetensors")
             save_file(moments, building / "optimizer.safetensors")
             sizes = {file.name: file.stat().st_size for file in building.iterdir()}
-            state = {"step": step, "fingerprint": fingerprint, "sizes": sizes}
+            state = {"step": step, "fingerprint": fingerprint, "sizes": sizes, "validation": validation or {}}
             (building / "state.json").write_text(json.dumps(state))
     except Exception as error:  # safetensors has an error type of its own for a full disk
         raise BuildError(
@@ -64,10 +76,42 @@ def save_checkpoint(
     for path in _checkpoints(folder):
         if path not in ours[:KEPT]:
             shutil.rmtree(path, ignore_errors=True)
+    named_best = {_state(path).get("validation", {}).get("best_step") for path in ours[:KEPT]}
+    for path in folder.glob("best-*"):
+        if path.name not in {best_path(folder, best).name for best in named_best if best}:
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def resume(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, fingerprint: str) -> int:
-    """Load the newest checkpoint that reads whole and has this fingerprint; returns its step, 0 for none."""
+def save_best(folder: Path, model: PreTrainedModel, step: int) -> None:
+    """Write `best-<step>`. Bests of checkpoints that may still be resumed from stay until those go."""
+    from safetensors.torch import save_file
+
+    weights = {name: p.detach().contiguous() for name, p in trainable(model).items()}
+    try:
+        with _whole_folder(best_path(folder, step)) as building:
+            save_file(weights, building / "model.safetensors")
+    except Exception as error:
+        raise BuildError(
+            f"the best state so far, of step {step}, cannot be written to {folder}: {error}; "
+            "the last checkpoint is kept: make room and run the same command again"
+        ) from error
+
+
+def load_best(folder: Path, model: PreTrainedModel, step: int) -> None:
+    """Put the parameters of `best-<step>` in place."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(best_path(folder, step) / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in trainable(model).items():
+            parameter.copy_(weights[name])
+
+
+def resume(
+    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, fingerprint: str
+) -> dict[str, Any] | None:
+    """Load the newest checkpoint that reads whole and has this fingerprint; returns its state, None for none."""
     for leftover in (*folder.glob(".writing-*"), *folder.glob(".old-*")):
         shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed while it wrote
     for path in _checkpoints(folder):
@@ -79,15 +123,17 @@ def resume(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimize
             return load_checkpoint(path, model, optimizer)
         except Exception as error:  # whatever is wrong with it, the one before may serve
             log.warning("checkpoint %s cannot be read (%s); trying the one before", path, error)
-    return 0
+    return None
 
 
-def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> int:
-    """Put the checkpoint's parameters and moments in place; returns its step. Raises before it changes anything."""
+def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put the checkpoint's parameters and moments in place; returns its state. Raises before it changes anything."""
     import torch
     from safetensors.torch import load_file
 
-    state = json.loads((path / "state.json").read_text())
+    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    if (best := state.get("validation", {}).get("best_step")) and not best_path(path.parent, best).is_dir():
+        raise BuildError(f"its best state, {best_path(path.parent, best).name}, is gone")
     for name, size in state["sizes"].items():
         if (path / name).stat().st_size != size:
             raise BuildError(f"{name} is {(path / name).stat().st_size} bytes long, not {size}")
@@ -104,7 +150,7 @@ def load_checkpoint(path: Path, model: PreTrainedModel, optimizer: torch.optim.O
             parameter.copy_(weights[name])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": dict(enumerate(per_parameter)), "param_groups": groups})
-    return int(state["step"])
+    return state
 
 
 def trainable(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
@@ -112,48 +158,64 @@ def trainable(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def publish_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> Path:
-    """Save the model in bfloat16 with its tokenizer as `folder/model`, then name its fingerprint in finished.json."""
+def publish(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fingerprint: str, product: Product
+) -> Path:
+    """Save the product, a whole model with its tokenizer or an adapter, then name its fingerprint in finished.json."""
+    target, finished = folder / product, folder / "finished.json"
+    try:
+        finished.unlink(missing_ok=True)
+        with _whole_folder(target) as building:
+            if product == "adapter":
+                save_lora(model, building)
+            else:
+                _save_model(building, merged(model), tokenizer)
+        with _whole_file(finished) as building:
+            building.write_text(json.dumps({"fingerprint": fingerprint, "product": product}))
+    except Exception as error:
+        raise BuildError(
+            f"the trained {product} cannot be written to {target}: {error}; its last checkpoint is kept: "
+            "make room and run the same command again"
+        ) from error
+    for leftover in (*_checkpoints(folder), *folder.glob("best-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return target
+
+
+def _save_model(building: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     import torch
 
-    target, finished = folder / "model", folder / "finished.json"
     halves: dict[int, torch.Tensor] = {}  # by address: tied weights stay one tensor
     state = {
         name: halves.setdefault(tensor.data_ptr(), tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor)
         for name, tensor in model.state_dict().items()
     }
-    try:
-        finished.unlink(missing_ok=True)
-        with _whole_folder(target) as building:
-            model.save_pretrained(building, state_dict=state)
-            tokenizer.save_pretrained(building)
-            # save_pretrained writes the dtype of the model in memory, which is float32.
-            config = json.loads((building / "config.json").read_text())
-            (building / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n")
-        with _whole_file(finished) as building:
-            building.write_text(json.dumps({"fingerprint": fingerprint}))
-    except Exception as error:
-        raise BuildError(
-            f"the trained model cannot be written to {target}: {error}; its last checkpoint is kept: "
-            "make room and run the same command again"
-        ) from error
-    for checkpoint in _checkpoints(folder):
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    return target
+    model.save_pretrained(building, state_dict=state)
+    tokenizer.save_pretrained(building)
+    # save_pretrained writes the dtype of the model in memory, which is float32.
+    config = json.loads((building / "config.json").read_text())
+    (building / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n")
 
 
-def finished_model(folder: Path, fingerprint: str) -> Path | None:
-    """`folder/model` if a training run of this fingerprint has finished there."""
+def finished(folder: Path, fingerprint: str, product: Product = "model") -> Path | None:
+    """The folder of the product if a training run of this fingerprint has finished there."""
     try:
-        done = json.loads((folder / "finished.json").read_text())["fingerprint"] == fingerprint
+        found = json.loads((folder / "finished.json").read_text())
+        done = (found["fingerprint"], found.get("product", "model")) == (fingerprint, product)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return folder / "model" if done and (folder / "model" / "config.json").is_file() else None
+    config = folder / product / ("config.json" if product == "model" else "adapter_config.json")
+    return folder / product if done and config.is_file() else None
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Where the checkpoint of `step` is."""
     return folder / f"checkpoint-{step:08d}"
+
+
+def best_path(folder: Path, step: int) -> Path:
+    """Where the parameters of `step` are, if it is the best so far."""
+    return folder / f"best-{step:08d}"
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The training set as one long, reproducible sequence of tokenised examples.
 
-A training set is a folder of parquet shards `part-*.parquet` with the string columns `query` and `docid`. Every
+A training set is a folder of parquet shards `part-*.parquet` with the string columns of its task (tasks.py). Every
 epoch reads all of it once, in an order that depends on (seed, epoch) alone: pieces (row groups) are permuted, and the
 rows of as many neighbouring pieces as fill a buffer are shuffled together. Memory stays that of one buffer whatever
 the size of the set, and the example at any position of the sequence is found from the shards' metadata.
@@ -9,7 +9,7 @@ the size of the set, and the example at any position of the sequence is found fr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
     from zerogr_ray.chat import PromptFormat
     from zerogr_ray.config import TrainingConfig
+    from zerogr_ray.training.tasks import Row, Task
+
+WRONG = "wrong"
+"""Column of the files beside the shards: docids that the query shall not lead to."""
 
 BUFFER_ROWS = 65_536
 """Rows that are shuffled together: about 10 MB of text."""
@@ -33,11 +37,15 @@ TOKENISE_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt and the answer the model shall give to it; `query` is for messages to people."""
+    """One prompt and the answer the model shall give to it; `query` is for messages to people.
+
+    `wrong` are answers that a rerank step ranks below the right one; like it, they are closed by the end of the turn.
+    """
 
     prompt: list[int]
     answer: list[int]
     query: str = ""
+    wrong: tuple[list[int], ...] = ()
 
 
 class Piece(NamedTuple):
@@ -57,9 +65,11 @@ class ExampleStream:
     """
 
     shards: Sequence[Path]
-    instruction: str
+    task: Task
     fmt: PromptFormat
     cfg: TrainingConfig
+    beside: Sequence[Path] = ()
+    """For every shard a file with the column `wrong`, row for row: docids to rank lower, on rerank steps."""
     buffer_rows: int = BUFFER_ROWS
 
     @cached_property
@@ -96,15 +106,23 @@ class ExampleStream:
         batch = self.cfg.batch_examples
         ahead = max(1, TOKENISE_ROWS // batch)  # steps whose rows are tokenised together
         rows = self.rows(first * batch)
+        done = first
         while texts := [row for _, row in zip(range(ahead * batch), rows, strict=False)]:
             steps = [texts[at : at + batch] for at in range(0, len(texts), batch)]
             shares = [step[rank::world] for step in steps]
             examples = iter(self.encode([row for share in shares for row in share]))
             for share in shares:
-                yield [next(examples) for _ in share]
+                done += 1
+                mine = [next(examples) for _ in share]
+                yield self._with_wrong(mine, share) if self.ranks(done) else mine
 
-    def rows(self, start: int = 0) -> Iterator[tuple[str, str]]:
-        """(query, docid) from position `start` to the end of the last epoch. Buffers before `start` are not read."""
+    def ranks(self, step: int) -> bool:
+        """Whether step 1 ... `steps` is a rerank step."""
+        return bool(self.beside) and self.cfg.rerank_every > 0 and step % self.cfg.rerank_every == 0
+
+    def rows(self, start: int = 0) -> Iterator[Row]:
+        """The task's columns from position `start` to the end of the last epoch, and the wrong docids where there are
+        any. Buffers before `start` are not read."""
         position = start - start % self.size
         while position < self.total:
             for window, pieces in enumerate(self._windows(position // self.size)):
@@ -114,24 +132,44 @@ class ExampleStream:
                     first, last = max(0, start - position), min(size, self.total - position)
                     for at in range(first, last, TOKENISE_ROWS):
                         part = table.slice(at, min(TOKENISE_ROWS, last - at)).to_pydict()
-                        yield from zip(part["query"], part["docid"], strict=True)
+                        yield from zip(*part.values(), strict=True)
                 position += size
                 if position >= self.total:
                     return
 
-    def encode(self, rows: Sequence[tuple[str, str]]) -> list[Example]:
-        """Tokens of each row: the chat prompt, and the docid closed by the end-of-turn token."""
-        for query, docid in rows:
-            if not isinstance(query, str) or not isinstance(docid, str):
-                raise BuildError(f"a training row lacks its query or its docid: query={query!r}, docid={docid!r}")
-        prompts = self.fmt.prompts(self.instruction, [query for query, _ in rows], self.cfg.query_tokens)
-        docids = self.fmt.docids([docid for _, docid in rows])
-        for tokens, (query, docid) in zip(docids, rows, strict=True):
+    def encode(self, rows: Sequence[Row]) -> list[Example]:
+        """Tokens of each row: the prompt, and the answer closed by the end-of-turn token. Raises BuildError."""
+        columns = self.task.columns
+        for row in rows:
+            if missing := [name for name, value in zip(columns, row, strict=False) if not isinstance(value, str)]:
+                raise BuildError(f"a training row lacks its {missing[0]}: {dict(zip(columns, row, strict=False))}")
+        rows = [row[: len(columns)] for row in rows]
+        prompts = self.fmt.tokens(self.task.ask(self.fmt, rows))
+        answers = self.fmt.tokens([row[-1] for row in rows])
+        for tokens, row in zip(answers, rows, strict=True):
             if not tokens:
-                raise BuildError(f"the tokenizer maps the docid {docid!r} of the query {query[:80]!r} to nothing")
+                raise BuildError(
+                    f"the tokenizer maps the {columns[-1]} {row[-1]!r} of the {columns[-2]} {row[-2][:80]!r} to nothing"
+                )
         return [
-            Example(prompt, [*docid, self.fmt.end], query)
-            for prompt, docid, (query, _) in zip(prompts, docids, rows, strict=True)
+            Example(prompt, [*answer, self.fmt.end], row[-2])
+            for prompt, answer, row in zip(prompts, answers, rows, strict=True)
+        ]
+
+    def held_out(self, files: Sequence[Path], rank: int = 0, world: int = 1) -> list[Example]:
+        """This rank's share of the examples in `files`, in their order."""
+        import pyarrow.parquet as pq
+
+        columns = list(self.task.columns)
+        tables = [pq.read_table(file, columns=columns).select(columns).to_pydict() for file in files]
+        rows = [row for table in tables for row in zip(*table.values(), strict=True)]
+        return self.encode(rows[rank::world])
+
+    def _with_wrong(self, examples: list[Example], rows: Sequence[Row]) -> list[Example]:
+        flat = iter(self.fmt.tokens([docid for row in rows for docid in row[-1]]))
+        return [
+            replace(example, wrong=tuple([*next(flat), self.fmt.end] for _ in row[-1]))
+            for example, row in zip(examples, rows, strict=True)
         ]
 
     def _windows(self, epoch: int) -> list[list[Piece]]:
@@ -152,9 +190,15 @@ class ExampleStream:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        strings = pa.schema([(name, pa.large_string()) for name in self.task.columns])
+        beside = dict(zip(self.shards, self.beside, strict=True)) if self.beside else {}
         read: list[Any] = []
         for piece in pieces:
-            table = pq.ParquetFile(piece.shard).read_row_group(piece.group, columns=["query", "docid"])
-            read.append(table.cast(pa.schema([("query", pa.large_string()), ("docid", pa.large_string())])))
+            table = pq.ParquetFile(piece.shard).read_row_group(piece.group, columns=strings.names)
+            table = table.select(strings.names).cast(strings)
+            if beside:
+                wrong = pq.ParquetFile(beside[piece.shard]).read_row_group(piece.group, columns=[WRONG])
+                table = table.append_column(WRONG, wrong[WRONG])
+            read.append(table)
         table = pa.concat_tables(read)
         return table.take(np.random.default_rng([self.cfg.seed, epoch, window]).permutation(table.num_rows))

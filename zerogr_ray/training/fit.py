@@ -18,7 +18,8 @@ from zerogr_ray.cluster import cores
 from zerogr_ray.config import TrainingConfig
 from zerogr_ray.errors import BuildError, ZeroGRError
 from zerogr_ray.models import fingerprint as model_fingerprint
-from zerogr_ray.training.checkpoints import finished_model
+from zerogr_ray.training.checkpoints import Product, finished
+from zerogr_ray.training.tasks import Task
 
 MAX_FAILURES = 3
 """Lost workers that one call survives."""
@@ -30,20 +31,24 @@ NOT_RESULTS = {"pack_tokens", "checkpoint_seconds", "workers", "cpus", "gpus"}
 def fit(
     model: Path,
     shards: Sequence[Path],
-    instruction: str,
+    task: Task,
     cfg: TrainingConfig,
     folder: Path,
     on_progress: Callable[[dict[str, Any]], None],
+    held_out: Sequence[Path] = (),
+    beside: Sequence[Path] = (),
+    product: Product = "model",
 ) -> Path:
-    """Train `model` on `shards` and return `folder/model`; Ray must be initialised.
+    """Train `model` on `shards` and return `folder/model`, or `folder/adapter`; Ray must be initialised.
 
-    `on_progress` is called in this process with each step's report. A model that the same call has finished before is
-    returned at once. Raises BuildError with the worker's own words.
+    `held_out` are shards for early stop; `beside` holds for each shard a file with wrong docids, for rerank steps.
+    `on_progress` is called in this process with each step's report. A product that the same call has finished before
+    is returned at once. Raises BuildError with the worker's own words.
     """
     model, folder = model.resolve(), folder.resolve()  # Ray Train changes its workers' directory
-    shards = sorted(shard.resolve() for shard in shards)
-    fingerprint = training_fingerprint(model, shards, instruction, cfg)
-    if done := finished_model(folder, fingerprint):
+    shards, held_out, beside = (sorted(path.resolve() for path in paths) for paths in (shards, held_out, beside))
+    fingerprint = training_fingerprint(model, [*shards, *held_out, *beside], task, cfg)
+    if done := finished(folder, fingerprint, product):
         return done
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 
@@ -55,7 +60,10 @@ def fit(
             train_loop_config={
                 "model": model,
                 "shards": shards,
-                "instruction": instruction,
+                "task": task,
+                "held_out": held_out,
+                "beside": beside,
+                "product": product,
                 "cfg": cfg,
                 "folder": folder,
                 "fingerprint": fingerprint,
@@ -84,15 +92,16 @@ def fit(
             shutil.rmtree(storage, ignore_errors=True)  # Ray Train's own notes; ours are in the checkpoints
         if refusal := progress.last_word():
             raise BuildError(refusal)
-    if done := finished_model(folder, fingerprint):
+    if done := finished(folder, fingerprint, product):
         return done
-    raise BuildError(f"training ended, but {folder / 'model'} is not there; all workers must see the same {folder}")
+    raise BuildError(f"training ended, but {folder / product} is not there; all workers must see the same {folder}")
 
 
-def training_fingerprint(model: Path, shards: Sequence[Path], instruction: str, cfg: TrainingConfig) -> str:
-    """Changes with whatever changes the trained weights: base model, examples, instruction, settings."""
+def training_fingerprint(model: Path, shards: Sequence[Path], task: Task, cfg: TrainingConfig) -> str:
+    """Changes with whatever changes the trained weights: base model, examples, prompts, settings."""
     digest = hashlib.sha256(model_fingerprint(model).encode())
-    digest.update(json.dumps([instruction, cfg.model_dump(exclude=NOT_RESULTS)], sort_keys=True).encode())
+    about = [task.name, task.settings(), cfg.model_dump(exclude=NOT_RESULTS)]
+    digest.update(json.dumps(about, sort_keys=True).encode())
     for shard in shards:
         digest.update(shard.name.encode())
         with shard.open("rb") as file:
@@ -127,8 +136,9 @@ def _worker(job: dict[str, Any]) -> None:
 
     try:
         model = load_model(job["model"], "float32", device)
-        stream = ExampleStream(job["shards"], job["instruction"], load_format(job["model"]), cfg)
-        train(model, stream, cfg, job["folder"], report, rank, world, job["fingerprint"])
+        stream = ExampleStream(job["shards"], job["task"], load_format(job["model"]), cfg, job["beside"])
+        more = {name: job[name] for name in ("fingerprint", "held_out", "product")}
+        train(model, stream, cfg, job["folder"], report, rank, world, **more)
     except ZeroGRError as error:
         # Another attempt would end the same way. Alone, end quietly so that Ray Train makes none; among others, fail:
         # they wait for this rank, and the next attempt ends as soon as it sees the refusal.

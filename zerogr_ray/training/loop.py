@@ -6,8 +6,8 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +16,28 @@ from zerogr_ray.errors import BuildError
 from zerogr_ray.models import pick_dtype
 from zerogr_ray.training.batches import Pack, pack
 from zerogr_ray.training.checkpoints import (
+    Product,
     checkpoint_path,
+    load_best,
     load_checkpoint,
-    publish_model,
+    publish,
     resume,
     rewind_log,
+    save_best,
     save_checkpoint,
     trainable,
 )
-from zerogr_ray.training.losses import answer_loss
+from zerogr_ray.training.lora import prepared
+from zerogr_ray.training.losses import pack_losses
+from zerogr_ray.training.rerank import rerank_token
+from zerogr_ray.training.validation import Validation, due
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
     from zerogr_ray.config import TrainingConfig
-    from zerogr_ray.training.examples import ExampleStream
+    from zerogr_ray.training.examples import Example, ExampleStream
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -44,12 +50,24 @@ WRITING_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a finished training leaves: the model's folder, its steps, the loss of the last one, where it resumed."""
+    """What a finished training leaves.
 
-    model: Path
+    product:          folder of the model, or of the adapter
+    steps:            steps that were planned
+    stopped_at:       steps that were made
+    loss:             mean loss per label of the last one
+    resumed_at:       step of the checkpoint that this call went on from; 0 for none
+    best_step:        step whose state was published; 0 where nothing was held out: the last
+    validation_loss:  its mean loss per held-out label
+    """
+
+    product: Path
     steps: int
+    stopped_at: int
     loss: float
     resumed_at: int
+    best_step: int = 0
+    validation_loss: float | None = None
 
 
 def train(
@@ -61,30 +79,40 @@ def train(
     rank: int = 0,
     world: int = 1,
     fingerprint: str = "",
+    held_out: Sequence[Path] = (),
+    product: Product = "model",
 ) -> TrainResult:
     """Train `model` (loaded in float32) on `stream`; goes on from the newest checkpoint of `fingerprint` in `folder`.
 
+    With `held_out` (shards like the stream's) the loss on them is measured now and then, the state with the lowest is
+    published, and training ends after `cfg.patience` measurements without a new one.
+
     Every rank calls it with the same arguments but its own `rank`, after torch.distributed has been initialised.
-    Rank 0 writes checkpoints, log.jsonl and the model. Each step is reported, on every rank, as a dict with the keys
-    step, steps, epoch, loss, tokens_per_second, examples_per_second, learning_rate.
+    Rank 0 writes checkpoints, log.jsonl and the product. Each step is reported, on every rank, as a dict with the keys
+    step, steps, epoch, loss, tokens_per_second, examples_per_second, learning_rate; after a measurement also
+    validation_loss, after a rerank step rerank_loss.
     """
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
+    model = prepared(model, cfg)
     parameters = list(trainable(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
-    start = _resume_together(folder, model, optimizer, fingerprint, rank, world)
+    start, validation = _resume_together(folder, model, optimizer, fingerprint, rank, world)
     if rank == 0:
         rewind_log(folder, start)
-    loss = math.nan
+    loss, step = math.nan, start
     cast = _autocast(model)
+    reserved = rerank_token(stream.fmt) if stream.beside and cfg.rerank_every else None
+    held = pack(stream.held_out(held_out, rank, world), cfg.pack_tokens)
     speed, clock = Speed(), CheckpointClock(cfg.checkpoint_seconds)
+    batches: Iterable[list[Example]] = () if validation.over(cfg.patience) else stream.step_batches(start, rank, world)
     model.train()
-    for step, examples in enumerate(stream.step_batches(start, rank, world), start=start + 1):
+    for step, examples in enumerate(batches, start=start + 1):
         torch.manual_seed(cfg.seed + step)  # dropout, where a model has it, is the same after a resume
         packs = pack(examples, cfg.pack_tokens)
         optimizer.param_groups[0]["lr"] = rate = learning_rate(step, stream.steps, cfg)
-        loss, tokens = forward_backward(model, packs, cast, world, step)
+        loss, ranking, tokens = forward_backward(model, packs, cast, world, step, reserved, cfg.rerank_weight)
         norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
         if not torch.isfinite(norm):
             raise BuildError(_diverged("gradient", float(norm), step, packs))
@@ -102,17 +130,31 @@ def train(
             "examples_per_second": round(examples_s, 2),
             "learning_rate": rate,
         }
+        if ranking is not None:
+            row["rerank_loss"] = ranking
+        improved = False
+        if held_out and due(step, stream.steps, cfg):
+            with speed.paused():
+                row["validation_loss"] = mean_loss(model, held, cast, world, step)
+            improved = validation.record(step, row["validation_loss"])
+        last = step == stream.steps or validation.over(cfg.patience)
         if rank == 0:
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(row) + "\n")
-            if step == stream.steps or clock.due():
+            if improved:
+                save_best(folder, model, step)
+            if last or clock.due():
                 with clock:
-                    save_checkpoint(folder, model, optimizer, step, fingerprint)
+                    save_checkpoint(folder, model, optimizer, step, fingerprint, validation.as_dict())
         report(row)
+        if last:
+            break
     model.eval()
     if rank == 0:
-        publish_model(folder, model, stream.fmt.tokenizer, fingerprint)
-    return TrainResult(folder / "model", stream.steps, loss, start)
+        if validation.best_step:
+            load_best(folder, model, validation.best_step)
+        publish(folder, model, stream.fmt.tokenizer, fingerprint, product)
+    return TrainResult(folder / product, stream.steps, step, loss, start, validation.best_step, validation.best)
 
 
 def forward_backward(
@@ -121,26 +163,55 @@ def forward_backward(
     cast: Callable[[], AbstractContextManager[Any]],
     world: int,
     step: int,
-) -> tuple[float, int]:
-    """Gradient of the mean loss per label over all ranks' packs; returns (that mean, tokens forwarded by all ranks).
+    rerank_token: int | None = None,
+    rerank_weight: float = 1.0,
+) -> tuple[float, float | None, int]:
+    """Gradient of the mean loss per label over all ranks' packs, plus `rerank_weight` times the mean ranking loss.
 
-    Ranks may have different numbers of packs, even none, so that gradients are summed once at the end of the step by
-    hand: DistributedDataParallel would want as many backward passes on every rank.
+    Returns (loss per label, ranking loss per ranked example or None, tokens forwarded by all ranks). Ranks may have
+    different numbers of packs, even none, so that gradients are summed once at the end of the step by hand:
+    DistributedDataParallel would want as many backward passes on every rank.
     """
-    labels = _sum_over_ranks([sum(len(p.labels_L) for p in packs)], world)[0]
-    losses = []
+    labels, ranked = _sum_over_ranks([sum(len(p.labels_L) for p in packs), sum(p.ranked for p in packs)], world)
+    answers, rankings = [], []
     for one in packs:
         with cast():
-            loss, _ = answer_loss(model, one)
-        (loss / labels).backward()  # type: ignore[no-untyped-call]
-        losses.append(float(loss.detach()))
+            losses = pack_losses(model, one, rerank_token)
+        total = losses.answers / labels
+        if losses.ranking is not None:
+            total = total + rerank_weight * losses.ranking / ranked
+        total.backward()  # type: ignore[no-untyped-call]
+        answers.append(float(losses.answers.detach()))
+        rankings.append(0.0 if losses.ranking is None else float(losses.ranking.detach()))
     if world > 1:
         _sum_gradients(model)
-    total, tokens = _sum_over_ranks([sum(losses), sum(len(p.tokens_T) for p in packs)], world)
+    sums = [sum(answers), sum(rankings), sum(len(p.tokens_T) for p in packs)]
+    answer, ranking, tokens = _sum_over_ranks(sums, world)
+    if not math.isfinite(answer + ranking):
+        bad = [p for p, a, r in zip(packs, answers, rankings, strict=True) if not math.isfinite(a + r)]
+        raise BuildError(_diverged("loss", answer + ranking, step, bad))
+    return answer / labels, ranking / ranked if ranked else None, int(tokens)
+
+
+def mean_loss(
+    model: PreTrainedModel,
+    packs: Sequence[Pack],
+    cast: Callable[[], AbstractContextManager[Any]],
+    world: int,
+    step: int,
+) -> float:
+    """Mean loss per label over all ranks' packs, without gradients."""
+    import torch
+
+    model.eval()
+    with torch.inference_mode(), cast():
+        losses = [float(pack_losses(model, one).answers) for one in packs]
+    model.train()
+    total, labels = _sum_over_ranks([sum(losses), sum(len(p.labels_L) for p in packs)], world)
     if not math.isfinite(total):
         bad = [one for one, loss in zip(packs, losses, strict=True) if not math.isfinite(loss)]
-        raise BuildError(_diverged("loss", total, step, bad))
-    return total / labels, int(tokens)
+        raise BuildError(_diverged("held-out loss", total, step, bad))
+    return total / labels
 
 
 def learning_rate(step: int, steps: int, cfg: TrainingConfig) -> float:
@@ -169,6 +240,14 @@ class Speed:
         first, last = self._past[0], self._past[-1]
         seconds = max(last[0] - first[0], 1e-9)
         return (last[1] - first[1]) / seconds, (last[2] - first[2]) / seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time that the block takes."""
+        began = time.perf_counter()
+        yield
+        spent = time.perf_counter() - began
+        self._past = deque(((at + spent, t, e) for at, t, e in self._past), maxlen=self._past.maxlen)
 
 
 class CheckpointClock:
@@ -202,13 +281,13 @@ def _autocast(model: PreTrainedModel) -> Callable[[], AbstractContextManager[Any
 
 def _resume_together(
     folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, fingerprint: str, rank: int, world: int
-) -> int:
-    """Rank 0 chooses the checkpoint, the others read the same one."""
-    chosen = resume(folder, model, optimizer, fingerprint) if rank == 0 else 0
-    start = int(_sum_over_ranks([chosen], world)[0])
+) -> tuple[int, Validation]:
+    """Rank 0 chooses the checkpoint, the others read the same one. Returns its step and what it knows of validation."""
+    state = resume(folder, model, optimizer, fingerprint) if rank == 0 else None
+    start = int(_sum_over_ranks([state["step"] if state else 0], world)[0])
     if rank > 0 and start:
-        load_checkpoint(checkpoint_path(folder, start), model, optimizer)
-    return start
+        state = load_checkpoint(checkpoint_path(folder, start), model, optimizer)
+    return start, Validation(**(state or {}).get("validation", {}))
 
 
 def _sum_over_ranks(values: list[float], world: int) -> list[float]:

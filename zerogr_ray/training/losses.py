@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -11,26 +11,58 @@ if TYPE_CHECKING:
     from zerogr_ray.training.batches import Pack
 
 
-def answer_loss(model: PreTrainedModel, pack: Pack) -> tuple[torch.Tensor, int]:
-    """Cross-entropy of the answers given their prompts, summed over the pack's labels.
+class Losses(NamedTuple):
+    """Sums over one pack, float32.
 
-        L = - sum_t log p(answer_t | prompt, answer_<t)
-
-    The model's own forward computes logits at the labels' places only (`logits_to_keep`): a vocabulary of 49,152
-    would otherwise cost more than the layers, on every prompt token. Returns (summed loss in float32, labels).
+    answers:  cross-entropy over the pack's labels
+    ranking:  RankNet loss over its ranked examples; None where it has none
     """
+
+    answers: torch.Tensor
+    ranking: torch.Tensor | None
+
+
+def pack_losses(model: PreTrainedModel, pack: Pack, rerank_token: int | None = None) -> Losses:
+    """Cross-entropy of the answers given their prompts, and the ranking of right above wrong answers.
+
+        L_answers = - sum_t log p(answer_t | prompt, answer_<t)
+        L_ranking = mean over wrong answers w of log(1 + exp(s_w - s_right))        (RankNet; Burges et al., 2005)
+
+    with s the logit of `rerank_token` after an answer's end. The model's own forward computes logits at the places of
+    labels and scores only (`logits_to_keep`): a vocabulary of 49,152 would otherwise cost more than the layers, on
+    every prompt token.
+    """
+    import numpy as np
     import torch
     from torch.nn.functional import cross_entropy
 
     def on_device(values: object) -> torch.Tensor:
         return torch.as_tensor(values, device=model.device)
 
+    labels = len(pack.labels_L)
     output = model(
         input_ids=on_device(pack.tokens_T)[None],
         position_ids=on_device(pack.positions_T)[None],
         attention_mask=pack.mask(model.device),
-        logits_to_keep=on_device(pack.places_L),
+        logits_to_keep=on_device(np.concatenate([pack.places_L, pack.scored_R])),
         use_cache=False,
     )
-    labels_L = on_device(pack.labels_L)
-    return cross_entropy(output.logits[0].float(), labels_L, reduction="sum"), len(labels_L)
+    logits = output.logits[0].float()
+    answers = cross_entropy(logits[:labels], on_device(pack.labels_L), reduction="sum")
+    if not pack.ranked or rerank_token is None:
+        return Losses(answers, None)
+    scores_R, query_R, right_R = logits[labels:, rerank_token], on_device(pack.query_R), on_device(pack.right_R)
+    return Losses(answers, ranknet(scores_R, query_R, right_R))
+
+
+def ranknet(scores_R: torch.Tensor, query_R: torch.Tensor, right_R: torch.Tensor) -> torch.Tensor:
+    """RankNet loss summed over queries: for each the mean, over its wrong candidates, of log(1 + exp(s_w - s_right)).
+
+    query_R numbers each candidate's query from 0 up; right_R marks one candidate of each, in the queries' order.
+    """
+    import torch
+    from torch.nn.functional import softplus
+
+    right_Q, wrong = scores_R[right_R], ~right_R
+    of = query_R[wrong]
+    return (softplus(scores_R[wrong] - right_Q[of]) / torch.bincount(of)[of]).sum()

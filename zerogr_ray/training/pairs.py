@@ -1,4 +1,7 @@
-"""The retriever's training set: every pseudo-query and every passage of a document, each with the document's docid."""
+"""The retriever's training set: every pseudo-query and every passage of a document, each with the document's docid.
+
+part-*.parquet is what it trains on, held-*.parquet the pseudo-queries that it never sees.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,53 @@ from typing import Any
 from zerogr_ray.config import QueryConfig
 from zerogr_ray.corpus.text import passages
 from zerogr_ray.stage import Output, progress
+from zerogr_ray.training.validation import is_held_out
 
 
 def write_pairs(
-    corpus: Output, docids: Output, queries: Output, pairs: Output, cfg: QueryConfig, sizes: dict[str, int], quiet: bool
+    corpus: Output,
+    docids: Output,
+    queries: Output,
+    pairs: Output,
+    cfg: QueryConfig,
+    sizes: dict[str, int],
+    quiet: bool,
+    held_share: float = 0.0,
 ) -> dict[str, Any]:
-    """Join the three stages shard by shard into rows (query, docid). Returns the manifest of `pairs`."""
+    """Join the three stages shard by shard into rows (query, docid). Returns the manifest of `pairs`.
+
+    `held_share` of the pseudo-queries, chosen by their hashes, go to held-out files; no document loses its last row.
+    """
     if (manifest := pairs.done()) is not None:
         return manifest
-    rows = 0
+    rows = held_rows = 0
     with progress("pairs", sum(sizes.values()), quiet=quiet) as bar:
         for shard in corpus.shards():
             documents = corpus.folder.read_table(shard).to_pylist()
             docid_rows = docids.folder.read_table(shard).to_pylist()
             query_rows = queries.folder.read_table(shard).to_pylist()
-            asked, answers = [], []
+            asked, answers, held, held_answers = [], [], [], []
             for document, docid, written in zip(documents, docid_rows, query_rows, strict=True):
                 texts = queries_of(document["title"], document["text"], written["queries"], cfg)
-                asked += texts
-                answers += [docid["docid"]] * len(texts)
+                apart = held_out(document["docno"], texts, written["queries"], held_share)
+                kept = [text for text in texts if text not in apart]
+                asked += kept
+                answers += [docid["docid"]] * len(kept)
+                held += apart
+                held_answers += [docid["docid"]] * len(apart)
             pairs.folder.write_table(shard, _table(asked, answers))
+            if held:
+                pairs.folder.write_table(shard.replace("part-", "held-"), _table(held, held_answers))
             rows += len(asked)
+            held_rows += len(held)
             bar.update(len(documents))
-    return pairs.finish(rows)
+    return pairs.finish(rows, held_out=held_rows)
+
+
+def held_out(docno: str, texts: list[str], written: list[str], share: float) -> list[str]:
+    """Those of a document's `texts` that are pseudo-queries and in the held-out share; never all of its texts."""
+    apart = [text for text in texts if text in set(written) and is_held_out(share, docno, text)]
+    return apart[: len(texts) - 1]
 
 
 def queries_of(title: str, text: str, written: list[str], cfg: QueryConfig) -> list[str]:

@@ -1,0 +1,245 @@
+"""`zerogr train`: one of the three fine-tunings from files of rows, published as a LoRA adapter (or a whole model)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from zerogr_ray import adapters
+from zerogr_ray.cluster import ray_cluster
+from zerogr_ray.config import DEFAULT_INSTRUCTION, DEFAULT_MODEL, DocIdConfig, QueryConfig, Strict, TrainingConfig
+from zerogr_ray.errors import BuildError
+from zerogr_ray.models import find_model
+from zerogr_ray.stage import progress
+from zerogr_ray.store import Folder, key_of, local_path
+from zerogr_ray.training.checkpoints import Product, read_log
+from zerogr_ray.training.fit import NOT_RESULTS, fit
+from zerogr_ray.training.tasks import LearnDocIds, LearnQueries, Retrieve, Task
+from zerogr_ray.training.triples import Triples, learning_rows, read_triples, write_rows
+
+TaskName = Literal["queries", "docids", "retriever"]
+
+
+class FinetuneConfig(Strict):
+    """What `zerogr train` can be told with --set."""
+
+    model: str = DEFAULT_MODEL
+    """The base model: Hugging Face name, local folder, or packaged model."""
+    instruction: str = DEFAULT_INSTRUCTION
+    """The retrieval task of rows that bring none."""
+    docids: DocIdConfig = DocIdConfig(examples=0)
+    queries: QueryConfig = QueryConfig(examples=0)
+    training: TrainingConfig = TrainingConfig(method="lora")
+
+
+@dataclass(frozen=True)
+class FinetuneReport:
+    """What a fine-tuning did."""
+
+    out: str
+    task: str
+    examples: int
+    held_out: int
+    rejected: int
+    rejects: str
+    """Where the rejected rows are; "" if there are none."""
+    steps: int
+    loss: float
+    validation_loss: float | None
+    best_step: int
+    rows: dict[str, int] = field(default_factory=dict)
+    """Rows by their task."""
+
+
+def finetune(
+    task: TaskName,
+    data: Sequence[str],
+    out: str | Path,
+    config: FinetuneConfig | None = None,
+    without: Sequence[str] = (),
+    most: int | None = None,
+    licence: str = "not given",
+    quiet: bool = False,
+) -> FinetuneReport:
+    """Fine-tune for `task` on the rows of `data` and publish the folder `out`; work in progress stays in OUT.work.
+
+    Interrupted at any moment and called again, it goes on from its last checkpoint. Raises InputError for rows and
+    paths that cannot be used, ModelError for the model, BuildError where training cannot go on.
+    """
+    cfg, target = config or FinetuneConfig(), local_path(out)
+    _check_target(target)
+    triples = read_triples(data, cfg.instruction, without, most)
+    columns, rows = learning_rows(task, triples.kept)
+    base = find_model(cfg.model)
+    learns: dict[str, Task] = {
+        "queries": LearnQueries(cfg.queries),
+        "docids": LearnDocIds(cfg.docids),
+        "retriever": Retrieve(None, cfg.training.query_tokens),
+    }
+    product: Product = "adapter" if cfg.training.method == "lora" else "model"
+    about = {
+        "format": adapters.FORMAT,
+        "task": task,
+        "base": adapters.describe_base(cfg.model, base),
+        "settings": learns[task].settings(),
+        "training": cfg.training.model_dump(exclude=NOT_RESULTS),
+        "rows": dict(sorted(Counter(row.task for row in triples.kept).items())),
+    }
+    work = target.with_name(f"{target.name}.work")
+    folder = work / f"{task}-{key_of(about, columns, [row for row, _ in rows])}"
+    shards, held = write_rows(folder / "rows", columns, rows, cfg.training)
+    rejects = _write_rejects(work, triples)
+    with ray_cluster():
+        training = cfg.training.model_copy(update={"gpus": _gpus(cfg.training)})
+        made = _fit(base, shards, learns[task], training, folder / "training", held, product, quiet)
+    log = read_log(folder / "training")
+    report = _report(task, target, log, len(rows), triples, rejects, held)
+    about["result"] = {
+        name: getattr(report, name) for name in ("steps", "loss", "validation_loss", "best_step", "examples")
+    }
+    _publish(target, made, about, model_card(about, log, triples, data, without, licence))
+    return report
+
+
+def model_card(
+    about: dict[str, Any],
+    log: list[dict[str, Any]],
+    triples: Triples,
+    data: Sequence[str],
+    without: Sequence[str],
+    licence: str,
+) -> str:
+    """README.md of the folder: what it is, what it was and was not trained on, how it went."""
+    result, training = about["result"], about["training"]
+    does = {"queries": "writes search queries for a document", "docids": "writes the docid of a document"}
+    files = ", ".join(Path(path).name for path in data)
+    curve = [row for row in log if "validation_loss" in row]
+    by_task = "\n".join(f"| {name} | {count} |" for name, count in about["rows"].items())
+    left_out = ", ".join(f"{name} ({triples.left_out[name]} rows)" for name in without) or "nothing was left out"
+    measured = "\n".join(f"| {row['step']} | {row['loss']:.3f} | {row['validation_loss']:.3f} |" for row in curve)
+    method = (
+        "every weight"
+        if training["method"] == "full"
+        else (f"LoRA, rank {training['lora_rank']}, alpha {training['lora_alpha']}, all linear layers but the output")
+    )
+    best = f"step {result['best_step']}" if result["best_step"] else "the last step: nothing was held out"
+    return f"""# {about["base"]["name"]}, fine-tuned: {about["task"]}
+
+It {does.get(about["task"], "answers a query with docids")}, for generative retrieval with zerogr_ray.
+Base model: {about["base"]["name"]} (weights {about["base"]["weights"]}). Trained: {method}.
+Licence: {licence}.
+
+## Data
+From {files}; {result["examples"]} examples; {len(triples.rejected)} rows were rejected.
+
+| task | rows |
+|---|--:|
+{by_task}
+
+Not trained on: {left_out}. Any other collection is unseen too, unless its texts are among the rows above.
+
+## Training
+{result["steps"]} steps of {training["batch_examples"]} examples, peak learning rate {training["learning_rate"]:g}, \
+seed {training["seed"]}. Published: the state with the lowest loss on documents that training never saw ({best}).
+
+| step | training loss | held-out loss |
+|--:|--:|--:|
+{measured or f"| {result['steps']} | {result['loss']:.3f} | – |"}
+
+Prompt settings, which its use must share: {json.dumps(about["settings"], ensure_ascii=False)}
+"""
+
+
+def _fit(
+    base: Path,
+    shards: list[Path],
+    task: Task,
+    cfg: TrainingConfig,
+    folder: Path,
+    held: list[Path],
+    product: Product,
+    quiet: bool,
+) -> Path:
+    with progress("training", None, unit="steps", quiet=quiet) as bar:
+
+        def show(state: dict[str, Any]) -> None:
+            bar.total = state["steps"]
+            bar.set_postfix_str(f"loss {state['loss']:.2f}, {state['tokens_per_second']:.0f} tok/s", refresh=False)
+            bar.update(state["step"] - bar.n)
+
+        return fit(base, shards, task, cfg, folder, show, held, product=product)
+
+
+def _gpus(cfg: TrainingConfig) -> float:
+    import ray
+
+    return cfg.gpus if cfg.gpus is not None else (1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0)
+
+
+def _report(
+    task: str,
+    target: Path,
+    log: list[dict[str, Any]],
+    examples: int,
+    triples: Triples,
+    rejects: str,
+    held: list[Path],
+) -> FinetuneReport:
+    import pyarrow.parquet as pq
+
+    measured = [row for row in log if "validation_loss" in row]
+    best = min(measured, key=lambda row: row["validation_loss"]) if measured else None
+    apart = sum(pq.read_metadata(path).num_rows for path in held)
+    return FinetuneReport(
+        out=str(target),
+        task=task,
+        examples=examples - apart,
+        held_out=apart,
+        rejected=len(triples.rejected),
+        rejects=rejects,
+        steps=log[-1]["step"],
+        loss=log[-1]["loss"],
+        validation_loss=best["validation_loss"] if best else None,
+        best_step=best["step"] if best else 0,
+        rows=dict(Counter(row.task for row in triples.kept)),
+    )
+
+
+def _write_rejects(work: Path, triples: Triples) -> str:
+    if not triples.rejected:
+        return ""
+    rows = [{"file": r.file, "line": r.line, "reason": r.reason, "row": r.row} for r in triples.rejected]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    Folder(work).write("rejected/rows.jsonl", lines.encode())
+    return str(work / "rejected" / "rows.jsonl")
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and not (target / adapters.ABOUT).exists():
+        raise BuildError(f"{target} exists and was not written by zerogr train; give another path or remove it")
+
+
+def _publish(target: Path, made: Path, about: dict[str, Any], card: str) -> None:
+    """Copy the product and what describes it to `target`, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-building-"))
+    try:
+        shutil.copytree(made, building, dirs_exist_ok=True)
+        (building / "README.md").write_text(card, encoding="utf-8")
+        (building / adapters.ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        building.chmod(0o755)
+        if target.exists():
+            old = building.with_name(building.name + "-old")
+            target.rename(old)
+            building.rename(target)
+            shutil.rmtree(old)
+        else:
+            building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)

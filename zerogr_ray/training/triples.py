@@ -1,0 +1,191 @@
+"""Rows that teach a generator: (instruction, document, query) from jsonl files, checked, chosen and written as shards.
+
+A row is {"instruction", "query", "positive", "title"?, "task"?}: `positive` is the document's text. Rows of
+{"sentence", "question"} are read as positive and query. A row that cannot be used is set aside with its reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zerogr_ray.corpus.fields import RowError, clean, parse_object, pick, text
+from zerogr_ray.corpus.files import lines, locate
+from zerogr_ray.corpus.text import truncate_words
+from zerogr_ray.docids.rule import Frequencies, core_terms
+from zerogr_ray.errors import InputError
+from zerogr_ray.rows import Rejected
+from zerogr_ray.training.validation import held_out_share, is_held_out
+
+SHARD_ROWS = 4096
+
+SHOWN_WORDS = 96
+"""Words of a document that its docid is made of: about what a prompt of 128 tokens shows of it."""
+
+_BRACKETS = {"-lrb-": "(", "-rrb-": ")", "-lsb-": "[", "-rsb-": "]", "``": '"', "''": '"'}
+
+
+@dataclass(frozen=True, slots=True)
+class Triple:
+    """One training row."""
+
+    task: str
+    instruction: str
+    title: str
+    text: str
+    query: str
+
+
+@dataclass(frozen=True)
+class Triples:
+    """What was read."""
+
+    kept: list[Triple]
+    rejected: list[Rejected]
+    left_out: Counter[str]
+    """Rows of the tasks that were left out."""
+
+
+def read_triples(
+    paths: Sequence[str], instruction: str, without: Sequence[str] = (), most: int | None = None
+) -> Triples:
+    """Every usable row of the files, each once; at most `most` of a task, chosen by their hashes.
+
+    `instruction` is for rows that bring none; `without` names tasks that are left out; a row without a task belongs to
+    one named after its file. Raises InputError for a file that cannot be read, for a task in `without` that the files
+    lack, and where no usable row is left.
+    """
+    kept: dict[Triple, None] = {}
+    rejected: list[Rejected] = []
+    left_out: Counter[str] = Counter()
+    tasks: set[str] = set()
+    for path in paths:
+        source = locate(path)
+        if source.is_folder():
+            raise InputError(f"{path} is a folder; name its .jsonl files")
+        stem = Path(path).name.split(".")[0]
+        for number, raw in lines(source):
+            try:
+                triple = _triple(parse_object(raw), stem, instruction)
+            except RowError as error:
+                rejected.append(Rejected(path, number, str(error), raw.decode("utf-8", "replace")[:1000]))
+                continue
+            tasks.add(triple.task)
+            if triple.task in without:
+                left_out[triple.task] += 1
+            else:
+                kept[triple] = None
+    if unknown := sorted(set(without) - tasks):
+        raise InputError(
+            f"{', '.join(paths)}: there is no task {unknown[0]!r}; the tasks are {', '.join(sorted(tasks)) or 'none'}"
+        )
+    if not kept:
+        first = f"; {rejected[0].file} line {rejected[0].line}: {rejected[0].reason}" if rejected else ""
+        raise InputError(f"{', '.join(paths)}: no usable rows ({len(rejected)} cannot be used){first}")
+    return Triples(_thinned(list(kept), most), rejected, left_out)
+
+
+def _triple(row: dict[str, object], stem: str, instruction: str) -> Triple:
+    """Raises RowError, one sentence, for a row that teaches nothing."""
+
+    def field(*names: str) -> str:
+        name, value = pick(row, names)
+        words = " ".join(clean(text(name, value)).split()) if name != "positive" else clean(text(name, value)).strip()
+        if not any(map(str.isalnum, words)):
+            raise RowError(f"field {name!r} is empty; give it text or drop the row")
+        return _plain(words) if name in ("sentence", "question") else words
+
+    query, positive = field("query", "question"), field("positive", "sentence")
+    title = " ".join(clean(text("title", row.get("title"))).split())
+    asked = field("instruction") if row.get("instruction") is not None else instruction
+    if _bare(query) in (_bare(positive), _bare(f"{title} {positive}")):
+        raise RowError(f"the query {query[:60]!r} is the document itself; it teaches to copy: drop the row")
+    return Triple(text("task", row.get("task")).strip() or stem, asked, title, positive, query)
+
+
+def _plain(words: str) -> str:
+    """Undo what a treebank tokeniser did: "-lrb- afc -rrb-" is "(afc)"."""
+    written = " ".join(_BRACKETS.get(word, word) for word in words.split())
+    written = re.sub(r"\s+([)\],.;:?!%]|n?'\w+)", r"\1", written)
+    return re.sub(r"([(\[$])\s+", r"\1", written)
+
+
+def _bare(words: str) -> str:
+    return " ".join(words.lower().split()).rstrip(" .?!")
+
+
+def _thinned(rows: list[Triple], most: int | None) -> list[Triple]:
+    if most is None:
+        return rows
+    per_task = Counter(row.task for row in rows)
+    chosen = []
+    for task, count in per_task.items():
+        mine = [row for row in rows if row.task == task]
+        # Another key than is_held_out's, or the rows with the lowest hashes would all be held out.
+        mine.sort(key=lambda row: _rank("chosen", row.query, row.text))
+        chosen += mine[: min(most, count)]
+    return chosen
+
+
+def _rank(*key: str) -> bytes:
+    from hashlib import blake2b
+
+    return blake2b("\0".join(key).encode("utf-8", "replace"), digest_size=8).digest()
+
+
+def learning_rows(task: str, triples: Iterable[Triple]) -> tuple[list[str], list[tuple[tuple[str, ...], str]]]:
+    """(columns, [(values, text of the document)]) as tasks.py wants them for `task`.
+
+    queries and retriever get a row for every triple, docids one for every document. Docids come from the written rule
+    (docids/rule.py), with frequencies over the documents of the row's own task: what is general depends on it.
+    """
+    rows = list(triples)
+    if task == "queries":
+        return ["instruction", "title", "text", "query"], [
+            ((r.instruction, r.title, r.text, r.query), r.text) for r in rows
+        ]
+    documents: dict[str, dict[tuple[str, str], None]] = {}
+    for row in rows:
+        documents.setdefault(row.task, {})[row.title, truncate_words(row.text, SHOWN_WORDS)] = None
+    counted = {name: Frequencies.of(found) for name, found in documents.items()}
+    if task == "docids":
+        found = [
+            (title, body, core_terms(title, body, counted[name]))
+            for name, some in documents.items()
+            for title, body in some
+        ]
+        return ["title", "text", "docid"], [(row, row[1]) for row in found if row[2]]
+    answers = [(row, core_terms(row.title, truncate_words(row.text, SHOWN_WORDS), counted[row.task])) for row in rows]
+    return ["instruction", "query", "docid"], [((r.instruction, r.query, d), r.text) for r, d in answers if d]
+
+
+def write_rows(
+    folder: Path, columns: list[str], rows: list[tuple[tuple[str, ...], str]], cfg: Any
+) -> tuple[list[Path], list[Path]]:
+    """Write shards to train on, and one that is held out: (part-*.parquet, held-*.parquet).
+
+    Held out are whole documents, so that a generator is judged on texts it has never seen.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    share = held_out_share(len(rows), cfg)
+    apart = [is_held_out(share, body) for _, body in rows]
+    parts: dict[str, list[tuple[str, ...]]] = {
+        "part": [row for (row, _), away in zip(rows, apart, strict=True) if not away],
+        "held": [row for (row, _), away in zip(rows, apart, strict=True) if away],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    written: dict[str, list[Path]] = {"part": [], "held": []}
+    for kind, chosen in parts.items():
+        for number, at in enumerate(range(0, len(chosen), SHARD_ROWS)):
+            path = folder / f"{kind}-{number:05d}.parquet"
+            values = zip(*chosen[at : at + SHARD_ROWS], strict=True)
+            table = pa.table({name: pa.array(value, pa.string()) for name, value in zip(columns, values, strict=True)})
+            pq.write_table(table, path, compression="zstd")
+            written[kind].append(path)
+    return written["part"], written["held"]
