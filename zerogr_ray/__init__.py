@@ -12,9 +12,9 @@ from zerogr_ray.errors import IndexRefused, InputError, ModelError, ZeroGRError
 from zerogr_ray.rows import Document, Hit, Query
 
 if TYPE_CHECKING:
+    from zerogr_ray.build import build_index
     from zerogr_ray.decoding.job import Request
     from zerogr_ray.decoding.retriever import Retriever
-    from zerogr_ray.index.build import build_index
     from zerogr_ray.index.trie import Trie
 
 __all__ = [
@@ -37,7 +37,7 @@ _LAZY = {
     "Request": "zerogr_ray.decoding.job",
     "Retriever": "zerogr_ray.decoding.retriever",
     "Trie": "zerogr_ray.index.trie",
-    "build_index": "zerogr_ray.index.build",
+    "build_index": "zerogr_ray.build",
 }
 
 

@@ -45,7 +45,7 @@ def index(
 
     Example: zerogr index docs.jsonl indexes/docs --instruction "Given a question, retrieve the page that answers it."
     """
-    from zerogr_ray.index.build import build_index
+    from zerogr_ray.build import build_index
     from zerogr_ray.models import hush
 
     hush()

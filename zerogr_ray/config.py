@@ -230,6 +230,19 @@ class DecodeConfig(Strict):
     """Tokens of a query that are kept."""
 
 
+class CalibrationConfig(Strict):
+    """What a new index finds out about itself before it is published, from its corpus alone."""
+
+    texts: int = Field(8, ge=0)
+    """Passages put in the place of a query to measure what the LM would write anyway: the prior of every trie edge,
+    which prior_weight subtracts. 0: no priors."""
+    text_words: int = Field(14, ge=1)
+    """Words of such a passage."""
+    queries: int = Field(48, ge=0)
+    """Pseudo-queries, held back from the training, on which ways of decoding compete to become the index's own.
+    0: the published algorithm."""
+
+
 class CacheConfig(Strict):
     """How much a retriever holds at once. A search that would need more still ends, only later."""
 
@@ -254,6 +267,7 @@ class IndexConfig(Strict):
     docids: DocIdConfig = DocIdConfig()
     queries: QueryConfig = QueryConfig()
     training: TrainingConfig = TrainingConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     postings: bool = False
     """Keep an inverted index of docid tokens, which searches with plan_ahead need: about 60 bytes per docid."""
     seed: int = 0

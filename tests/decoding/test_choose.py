@@ -7,7 +7,7 @@ import pytest
 
 from tests.decoding.test_retriever import WORDS, make_index
 from zerogr_ray.config import DecodeConfig
-from zerogr_ray.decoding.choose import choose, ways
+from zerogr_ray.decoding.choose import choose, ndcg, ways
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.index.bundle import open_index
 
@@ -24,7 +24,7 @@ def retriever(tmp_path_factory):
 
 def test_each_way_is_judged_by_where_it_puts_the_docid_of_a_query(retriever):
     queries = [(f"query {number}", docid) for number, docid in enumerate(DOCIDS[::4])]
-    choice = choose(retriever, queries, WAYS)
+    choice = choose(WAYS, lambda cfg: ndcg(retriever, queries, cfg))
     figures = []
     for cfg in WAYS:
         ranks = [
@@ -43,7 +43,8 @@ def test_each_way_is_judged_by_where_it_puts_the_docid_of_a_query(retriever):
 def test_the_published_algorithm_always_takes_part_and_is_kept_among_equals(retriever):
     tried = list(ways(retriever.bundle))
     assert tried[0] == DecodeConfig()
-    assert choose(retriever, [("query", "a docid that no document has")], tried).best == DecodeConfig()
+    nothing = [("query", "a docid that no document has")]
+    assert choose(tried, lambda cfg: ndcg(retriever, nothing, cfg)).best == DecodeConfig()
 
 
 def test_a_search_without_settings_is_the_way_that_the_build_chose(tmp_path):

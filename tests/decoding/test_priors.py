@@ -18,7 +18,7 @@ from zerogr_ray.store import Folder
 pytestmark = pytest.mark.ray
 
 DOCIDS = ["red fox", "red hat", "web browser", "json files", "json", "command line flags", "red fox"]
-TASK = MeasurePriors("Find it.", ("parse and read", "open the red"), 96)
+TASK = MeasurePriors("Find it.", ("parse and read", "open the red"))
 
 
 def test_an_index_gets_the_priors_of_a_plain_forward(tmp_path, monkeypatch):

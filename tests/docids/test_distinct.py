@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zerogr_ray.build import _Plan
 from zerogr_ray.config import DocIdConfig, IndexConfig, make_config
 from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.docids.distinct import make_distinct
 from zerogr_ray.docids.term import clean_term, distinguish
-from zerogr_ray.index.build import _Plan
 from zerogr_ray.rows import docid_schema, document_schema
 from zerogr_ray.stage import Output
 from zerogr_ray.store import Folder

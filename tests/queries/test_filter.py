@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zerogr_ray.build import _Plan
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import IndexConfig, QueryConfig, make_config
 from zerogr_ray.corpus.terms import stems
-from zerogr_ray.index.build import _Plan
 from zerogr_ray.queries.filter import (
     KEPT,
     NOT_FOUND,

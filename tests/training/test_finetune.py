@@ -130,9 +130,9 @@ def test_mistakes_get_one_sentence(base, data, tmp_path):
 
 
 def test_an_index_built_with_a_rerank_head_can_order_by_it(base, tmp_path):
+    from zerogr_ray.build import build_index
     from zerogr_ray.config import DecodeConfig
     from zerogr_ray.decoding.retriever import Retriever
-    from zerogr_ray.index.build import build_index
 
     words = ["fox", "hat", "json", "web", "file", "flag"]
     corpus = tmp_path / "corpus.jsonl"

@@ -5,7 +5,7 @@ These are pseudo-queries: no person's query and no judgement is looked at. The p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,20 +41,24 @@ def ways(bundle: Bundle) -> Iterator[DecodeConfig]:
             yield DecodeConfig(prior_weight=weight, order="docid", plan_ahead=planned, mode="exhaustive")
 
 
-def choose(retriever: Retriever, queries: Sequence[tuple[str, str]], among: Sequence[DecodeConfig]) -> Choice:
-    """The way with the highest mean nDCG@10 on `queries`, (query, docid of its document); the first of equals.
+def ndcg(retriever: Retriever, queries: Sequence[tuple[str, str]], cfg: DecodeConfig) -> float:
+    """Mean nDCG@10 of `cfg` on `queries`, (query, docid of its document).
 
     nDCG@10 = 1 / log2(1 + rank) of the first hit with this docid, 0 beyond rank 10
     """
-    texts, tried = [query for query, _ in queries], []
-    published = DecodeConfig().model_dump()
+    found = retriever.search_many([query for query, _ in queries], CUTOFF, config=cfg)
+    gains = [
+        next((1.0 / np.log2(1 + hit.rank) for hit in hits if hit.docid == docid), 0.0)
+        for hits, (_, docid) in zip(found, queries, strict=True)
+    ]
+    return float(np.mean(gains))
+
+
+def choose(among: Sequence[DecodeConfig], measure: Callable[[DecodeConfig], float]) -> Choice:
+    """The way for which `measure` gives the most; the first of equals, to four digits."""
+    published, tried = DecodeConfig().model_dump(), []
     for cfg in among:
-        found = retriever.search_many(texts, CUTOFF, config=cfg)
-        gains = [
-            next((1.0 / np.log2(1 + hit.rank) for hit in hits if hit.docid == docid), 0.0)
-            for hits, (_, docid) in zip(found, queries, strict=True)
-        ]
         changed = {name: value for name, value in cfg.model_dump().items() if value != published[name]}
-        tried.append({"ndcg@10": round(float(np.mean(gains)), 4), **changed})
+        tried.append({"ndcg@10": round(measure(cfg), 4), **changed})
     best = max(range(len(among)), key=lambda number: tried[number]["ndcg@10"])
     return Choice(among[best], tried)

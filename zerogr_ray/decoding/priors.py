@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zerogr_ray.config import CacheConfig
+from zerogr_ray.chat import PromptFormat
+from zerogr_ray.config import CacheConfig, DecodeConfig
 from zerogr_ray.decoding.calibrate import docid_logprobs, edge_priors
 from zerogr_ray.index.trie import Trie
 from zerogr_ray.models import hush, load_format, load_model
@@ -32,7 +34,7 @@ class MeasurePriors:
 
     instruction: str
     texts: tuple[str, ...]
-    query_tokens: int
+    query_tokens: int = DecodeConfig().query_tokens
     name: str = "priors"
 
     def key(self, documents: str, model: str) -> str:
@@ -56,9 +58,8 @@ class MeasurePriors:
 class CalibrationModel:
     """The retriever's LM, asked for docids behind texts that ask for nothing."""
 
-    def __init__(self, folder: Path, device: str) -> None:
-        hush()
-        self.model, self.format = load_model(folder, "auto", device), load_format(folder)
+    def __init__(self, model: Any, prompt_format: PromptFormat) -> None:
+        self.model, self.format = model, prompt_format
         self.first: NDArray[np.float32] | None = None
 
     def logprobs(
@@ -76,7 +77,8 @@ class Calibrator:
 
     def __init__(self, source: Output, tasks: list[tuple[MeasurePriors, Output]], model: Path, device: str) -> None:
         self.source, self.tasks = source, tasks
-        self.model = CalibrationModel(model, device)
+        hush()
+        self.model = CalibrationModel(load_model(model, "auto", device), load_format(model))
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[int]]:
         """Measure the shards named in the batch; returns what was done."""
@@ -124,9 +126,23 @@ def measure_priors(
         quiet,
     )
     columns = [priors.folder.read_table(shard)["priors"].combine_chunks() for shard in ordered.shards()]
+    return _arrays(trie, columns, priors.folder.read_table(FIRST)["prior"].to_numpy())
+
+
+def measure_here(
+    trie: Trie, documents: pa.Table, model: Any, prompt_format: PromptFormat, task: MeasurePriors
+) -> dict[str, NDArray[Any]]:
+    """As `measure_priors`, in this process and with a loaded model: for an index of thousands of docids."""
+    engine = CalibrationModel(model, prompt_format)
+    starts = range(0, documents.num_rows, SHARD_ROWS)
+    columns = [task(documents.slice(start, SHARD_ROWS), engine)["priors"].combine_chunks() for start in starts]
+    assert engine.first is not None, "an index has documents"
+    return _arrays(trie, columns, engine.first)
+
+
+def _arrays(trie: Trie, columns: Sequence[pa.Array], first: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     flat = np.concatenate([column.flatten().to_numpy() for column in columns])
     lengths = np.concatenate([column.value_lengths().to_numpy() for column in columns]).astype(np.int64)
-    first = priors.folder.read_table(FIRST)["prior"].to_numpy()
     return {**edge_priors(trie, flat, lengths), "next_prior": first}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,9 +129,14 @@ class Retriever:
     def compact(self, out: str | Path) -> None:
         """Write what is searched now, additions in and removals out, as a new index to the folder `out`.
 
-        Edge priors are not carried over: they have to be measured again. Raises BuildError if nothing is left.
+        Edge priors are measured again, as its build did it. Raises BuildError if nothing is left.
         """
-        self.live.compact(local_path(out))
+        from zerogr_ray.decoding.priors import MeasurePriors, measure_here
+
+        manifest = self.bundle.manifest
+        task = MeasurePriors(manifest["instruction"], tuple(manifest.get("calibration", ())))
+        measure = partial(measure_here, model=self.model, prompt_format=self.format, task=task)
+        self.live.compact(local_path(out), measure if task.texts else None)
 
     def _stream(self, job: Job, prompt: tuple[list[int], int]) -> Iterator[Hit]:
         given = 0

@@ -52,9 +52,9 @@ class DemoReport:
 
 def run_demo(folder: Path, quiet: bool = False) -> DemoReport:
     """Write the collection, build the index (finished stages are found again), evaluate, answer three queries."""
+    from zerogr_ray.build import build_index
     from zerogr_ray.decoding.retriever import Retriever
     from zerogr_ray.evaluation.evaluate import evaluate_index
-    from zerogr_ray.index.build import build_index
     from zerogr_ray.models import hush
 
     started = time.monotonic()

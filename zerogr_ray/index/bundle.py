@@ -152,7 +152,7 @@ def write_index(
         counts = {"documents": trie.documents, "docids": trie.leaves, "nodes": trie.nodes}
         manifest = {"format": FORMAT, **counts, **facts, "files": _describe(folder)}
         if choose:
-            manifest |= choose(_opened(folder, manifest))
+            manifest |= choose(opened(folder, manifest))
         manifest["sha256"] = _digest(manifest)
         (folder / "manifest.json").write_text(
             json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -238,10 +238,11 @@ def open_index(path: Path) -> Bundle:
     needed = ["documents.arrow", "by_docno.npy", *(f"trie/{name}.npy" for name in ARRAYS)]
     if lost := [name for name in needed if name not in manifest["files"]]:
         raise IndexRefused(f"{path}/manifest.json does not list {lost[0]}; build the index again")
-    return _opened(path, manifest)
+    return opened(path, manifest)
 
 
-def _opened(path: Path, manifest: dict[str, Any]) -> Bundle:
+def opened(path: Path, manifest: dict[str, Any]) -> Bundle:
+    """The index at `path` with this manifest, its files taken as they are: open_index verifies them."""
     documents = pa.ipc.open_file(pa.memory_map(str(path / "documents.arrow"))).read_all()
     trie = Trie.open(path / "trie")
     by_docno = np.load(path / "by_docno.npy", mmap_mode="r", allow_pickle=False)

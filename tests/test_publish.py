@@ -6,10 +6,10 @@ import pyarrow as pa
 import pytest
 
 from tests.tiny import save_tiny
-from zerogr_ray.config import IndexConfig
-from zerogr_ray.index.build import _Plan, _publish
+from zerogr_ray.config import CalibrationConfig, IndexConfig
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.models import load_format
+from zerogr_ray.publish import Left, publish
 from zerogr_ray.rows import docid_schema, document_schema
 from zerogr_ray.stage import Output
 from zerogr_ray.store import Folder
@@ -28,7 +28,8 @@ def test_the_index_keeps_the_losses_of_its_training_but_not_how_fast_it_was(tmp_
     (tuned.parent / "log.jsonl").write_text(
         '{"step": 1, "loss": 3.5, "tokens_per_second": 9.5}\n{"step": 2, "loss": 2.5, "tokens_per_second": 9.7}\n'
     )
-    plan, facts = _Plan("d", "q", "p", "t", "i"), {"fingerprint": "f"}
-    _publish(tmp_path / "index", source, docids, tuned, load_format(tuned), IndexConfig(), plan, facts)
+    left = Left(source, docids, Output.at(work, "pairs", "k"), tuned, load_format(tuned))
+    plain = IndexConfig(calibration=CalibrationConfig(texts=0, queries=0))
+    publish(tmp_path / "index", left, plain, {"key": "k"}, work)
     record = open_index(tmp_path / "index").training
     assert [json.loads(line) for line in record.splitlines()] == [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}]

@@ -11,13 +11,11 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from zerogr_ray.cluster import ray_cluster, spare_cpus
 from zerogr_ray.config import IndexConfig
@@ -29,15 +27,15 @@ from zerogr_ray.docids.distinct import distinct_key, make_distinct
 from zerogr_ray.docids.generate import WriteDocIds
 from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.generation.writer import Writer, engine_resources
-from zerogr_ray.index.bundle import DOCUMENTS, FORMAT, check_target, open_index, write_index
+from zerogr_ray.index.bundle import FORMAT, check_target, open_index
 from zerogr_ray.models import find_model, fingerprint, load_format
+from zerogr_ray.publish import Left, publish
 from zerogr_ray.queries.filter import filter_key, filter_queries
 from zerogr_ray.queries.generate import WriteQueries
 from zerogr_ray.stage import Output, ShardTask, map_shards, progress
 from zerogr_ray.store import Folder, key_of, local_path
 from zerogr_ray.training.fit import NOT_RESULTS
 from zerogr_ray.training.pairs import write_pairs
-from zerogr_ray.training.record import training_record
 from zerogr_ray.training.rerank import rerank_token, write_candidates
 from zerogr_ray.training.tasks import Retrieve
 from zerogr_ray.training.validation import held_out_share
@@ -116,14 +114,15 @@ def build_index(
                 )
             beside = candidates if reserved is not None else None
             tuned = clock.time("training", lambda: _train(cfg, model, pairs, beside, training, quiet))
-            facts |= {
+            about = {
+                "key": plan.index,
+                "corpus": facts["fingerprint"],
                 "coverage": coverage(source, distinct, facts["sizes"], known),
                 "collisions": _collisions(distinct),
+                **({} if reserved is None else {"rerank_token": reserved}),
             }
-        about = {} if reserved is None else {"rerank_token": reserved}
-        manifest = clock.time(
-            "index", lambda: _publish(target, source, distinct, tuned, prompt_format, cfg, plan, facts, about)
-        )
+            left = Left(source, distinct, pairs, tuned, prompt_format)
+            manifest = clock.time("index", lambda: publish(target, left, cfg, about, folder, quiet))
     seconds = {name: round(spent, 1) for name, spent in clock.seconds.items()}
     return BuildReport(
         str(target),
@@ -163,7 +162,7 @@ class _Plan:
         candidates = key_of("candidates", 1, pairs, cfg.training.rerank_candidates, cfg.training.seed)
         recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
         training = key_of("training", 1, pairs, model, cfg.instruction, recipe)
-        index = key_of("index", FORMAT, training, cfg.postings)
+        index = key_of("index", FORMAT, training, cfg.postings, cfg.calibration.model_dump())
         return cls(docids, distinct, queries, kept, pairs, candidates, training, index)
 
 
@@ -263,57 +262,6 @@ def _train(
             bar.update(state["step"] - bar.n)
 
         return fit(model, shards, task, cfg.training, Path(training.folder.path), show, held, beside)
-
-
-def _publish(
-    target: Path,
-    source: Output,
-    docids: Output,
-    tuned: Path,
-    prompt_format: Any,
-    cfg: IndexConfig,
-    plan: _Plan,
-    facts: dict[str, Any],
-    more: dict[str, Any],
-) -> dict[str, Any]:
-    if load_format(tuned).fingerprint != prompt_format.fingerprint:
-        raise BuildError(f"the tokenizer saved in {tuned} gives other prompts than the one it was trained with")
-    documents = _joined(_documents(shard, source, docids, prompt_format) for shard in source.shards())
-    about = {
-        "key": plan.index,
-        "corpus": facts["fingerprint"],
-        "coverage": facts["coverage"],
-        "collisions": facts["collisions"],
-        "instruction": cfg.instruction,
-        "model": {"trained_from": cfg.model, "fingerprint": fingerprint(tuned)},
-        "prompt_format": prompt_format.fingerprint,
-        **more,
-    }
-    vocab = len(prompt_format.tokenizer) if cfg.postings else None
-    return write_index(
-        target, documents, prompt_format.end, tuned, about, vocab, training=training_record(tuned.parent)
-    )
-
-
-def _documents(shard: str, source: Output, docids: Output, prompt_format: Any) -> pa.Table:
-    """What the index holds of a shard's documents, as DOCUMENTS says."""
-    rows, titles = docids.folder.read_table(shard), source.folder.read_table(shard, ["title"])["title"]
-    tokens = pa.array(prompt_format.docids(rows["docid"].to_pylist()), DOCUMENTS.field("tokens").type)
-    return pa.table([rows["docno"], rows["docid"], tokens, titles], schema=DOCUMENTS)
-
-
-def _joined(shards: Iterable[pa.Table], rows: int = 1 << 18) -> pa.Table:
-    """One table, in chunks of `rows` documents or a few more: a chunk for every small shard would slow every access."""
-    chunks: list[pa.Table] = []
-    held: list[pa.Table] = []
-    count = 0
-    for shard in shards:
-        held.append(shard)
-        count += shard.num_rows
-        if count >= rows:
-            chunks.append(pa.concat_tables(held).combine_chunks())
-            held, count = [], 0
-    return pa.concat_tables([*chunks, pa.concat_tables([DOCUMENTS.empty_table(), *held]).combine_chunks()])
 
 
 class _Clock:

@@ -1,0 +1,168 @@
+"""The last stage of a build: documents, docids and the tuned LM become an index that knows how it is best searched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from heapq import nsmallest
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from zerogr_ray.chat import PromptFormat
+from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
+from zerogr_ray.corpus.text import passages
+from zerogr_ray.decoding.choose import choose, ndcg, ways
+from zerogr_ray.decoding.priors import MeasurePriors, measure_priors
+from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.errors import BuildError
+from zerogr_ray.generation.writer import engine_resources
+from zerogr_ray.index.bundle import DOCUMENTS, Bundle, opened, write_index
+from zerogr_ray.index.trie import Trie
+from zerogr_ray.models import fingerprint, hush, load_format, load_model
+from zerogr_ray.stage import Output, progress
+from zerogr_ray.store import Folder
+from zerogr_ray.training.record import training_record
+
+
+@dataclass(frozen=True)
+class Left:
+    """What the stages before have left."""
+
+    source: Output
+    docids: Output
+    pairs: Output
+    tuned: Path
+    """Folder of the fine-tuned LM."""
+    format: PromptFormat
+    """Of the model before it was tuned."""
+
+
+def publish(
+    target: Path, left: Left, cfg: IndexConfig, about: dict[str, Any], work: Folder, quiet: bool = False
+) -> dict[str, Any]:
+    """Write the index to `target`; returns its manifest. `about` goes into the manifest, its key is the build's.
+
+    Ray must be initialised where `cfg.calibration` asks for priors or a choice.
+    """
+    if load_format(left.tuned).fingerprint != left.format.fingerprint:
+        raise BuildError(f"the tokenizer saved in {left.tuned} gives other prompts than the one it was trained with")
+    documents = _joined(_documents(shard, left) for shard in left.source.shards())
+    model = fingerprint(left.tuned)
+    task = MeasurePriors(cfg.instruction, calibration_texts(left.source, cfg.calibration, cfg.seed))
+    queries = held_queries(left.pairs, cfg.calibration.queries)
+    about = {
+        **about,
+        "instruction": cfg.instruction,
+        "model": {"trained_from": cfg.model, "fingerprint": model},
+        "prompt_format": left.format.fingerprint,
+        "calibration": task.texts,
+    }
+    resources = engine_resources(cfg.llm)
+
+    def priors(trie: Trie, ordered: pa.Table) -> dict[str, Any]:
+        key = task.key(left.docids.folder.path.rpartition("-")[2], model)
+        return measure_priors(trie, ordered, left.tuned, task, work, key, resources, cfg.llm.engines, quiet)
+
+    def way(bundle: Bundle) -> dict[str, Any]:
+        return _chosen(bundle, queries, resources, quiet)
+
+    return write_index(
+        target,
+        documents,
+        left.format.end,
+        left.tuned,
+        about,
+        vocab=len(left.format.tokenizer) if cfg.postings else None,
+        priors=priors if task.texts else None,
+        choose=way if queries else None,
+        training=training_record(left.tuned.parent),
+    )
+
+
+def calibration_texts(source: Output, cfg: CalibrationConfig, seed: int) -> tuple[str, ...]:
+    """`cfg.texts` passages of the corpus, one each of the documents whose (seed, docno) have the lowest hashes."""
+    if not cfg.texts:
+        return ()
+    found: list[tuple[int, str]] = []
+    for shard in source.shards():
+        rows = source.folder.read_table(shard, ["docno", "title", "text"]).to_pylist()
+        for row in nsmallest(cfg.texts, rows, key=lambda row: _hash(seed, row["docno"])):
+            number = _hash(seed, row["docno"])
+            some = passages(row["text"], cfg.text_words, 64) or [row["title"] or row["docno"]]
+            found.append((number, some[number % len(some)]))
+        found = nsmallest(cfg.texts, found)
+    return tuple(text for _, text in found)
+
+
+def held_queries(pairs: Output, most: int) -> list[tuple[str, str]]:
+    """At most `most` (query, docid) that training was not shown: those with the lowest hashes."""
+    rows: list[tuple[str, str]] = []
+    for name in pairs.folder.names("held-", ".parquet"):
+        table = pairs.folder.read_table(name).to_pydict()
+        rows += zip(table["query"], table["docid"], strict=True)
+        rows = nsmallest(most, rows, key=lambda row: (_hash(*row), row))
+    return rows
+
+
+class _Judge:
+    """Ray actor: the index that is being built, searched as each way of decoding would."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], queries: list[tuple[str, str]], device: str) -> None:
+        hush()
+        bundle = opened(folder, manifest)
+        self.retriever = Retriever(bundle, load_model(bundle.model, "auto", device), load_format(bundle.model))
+        self.queries = queries
+
+    def measure(self, cfg: DecodeConfig) -> float:
+        """Its nDCG@10 on the held-back queries."""
+        return ndcg(self.retriever, self.queries, cfg)
+
+
+def _chosen(bundle: Bundle, queries: list[tuple[str, str]], resources: dict[str, Any], quiet: bool) -> dict[str, Any]:
+    """What the manifest says of the choice: `decode`, and `decode_tried` with the figure of every way."""
+    import ray
+
+    device = "cuda" if resources["num_gpus"] else "cpu"
+    judge: Any = ray.remote(**resources)(_Judge).remote(bundle.path, bundle.manifest, queries, device)
+    among = list(ways(bundle))
+    with progress("decoding", len(among), unit="ways", quiet=quiet) as bar:
+
+        def measure(cfg: DecodeConfig) -> float:
+            value = float(ray.get(judge.measure.remote(cfg)))
+            bar.update()
+            return value
+
+        try:
+            choice = choose(among, measure)
+        finally:
+            ray.kill(judge)
+    return {"decode": choice.best.model_dump(), "decode_tried": asdict(choice)["tried"]}
+
+
+def _documents(shard: str, left: Left) -> pa.Table:
+    """What the index holds of a shard's documents, as DOCUMENTS says."""
+    rows, titles = left.docids.folder.read_table(shard), left.source.folder.read_table(shard, ["title"])["title"]
+    tokens = pa.array(left.format.docids(rows["docid"].to_pylist()), DOCUMENTS.field("tokens").type)
+    return pa.table([rows["docno"], rows["docid"], tokens, titles], schema=DOCUMENTS)
+
+
+def _joined(shards: Iterable[pa.Table], rows: int = 1 << 18) -> pa.Table:
+    """One table, in chunks of `rows` documents or a few more: a chunk for every small shard would slow every access."""
+    chunks: list[pa.Table] = []
+    held: list[pa.Table] = []
+    count = 0
+    for shard in shards:
+        held.append(shard)
+        count += shard.num_rows
+        if count >= rows:
+            chunks.append(pa.concat_tables(held).combine_chunks())
+            held, count = [], 0
+    return pa.concat_tables([*chunks, pa.concat_tables([DOCUMENTS.empty_table(), *held]).combine_chunks()])
+
+
+def _hash(*parts: Any) -> int:
+    digest = hashlib.blake2b(repr(parts).encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
