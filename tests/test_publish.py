@@ -1,4 +1,6 @@
-"""The last stage of a build: what the index keeps of the stages before it."""
+"""The last stage of a build, on a real Ray: priors are measured, ways of decoding compete, the losses are kept."""
+
+from __future__ import annotations
 
 import json
 
@@ -6,30 +8,81 @@ import pyarrow as pa
 import pytest
 
 from tests.tiny import save_tiny
-from zerogr_ray.config import CalibrationConfig, IndexConfig
+from zerogr_ray.cluster import ray_cluster
+from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
+from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.models import load_format
-from zerogr_ray.publish import Left, publish
+from zerogr_ray.publish import Left, calibration_texts, held_queries, publish
 from zerogr_ray.rows import docid_schema, document_schema
 from zerogr_ray.stage import Output
 from zerogr_ray.store import Folder
 
-pytestmark = pytest.mark.model
+pytestmark = pytest.mark.ray
+
+DOCIDS = ["red fox", "red hat", "web browser", "json files", "command line flags", "read command"]
+CFG = IndexConfig(instruction="Find it.", postings=True, calibration=CalibrationConfig(texts=2, queries=3))
 
 
-def test_the_index_keeps_the_losses_of_its_training_but_not_how_fast_it_was(tmp_path):
+@pytest.fixture
+def left(tmp_path):
     work = Folder(tmp_path / "work")
-    source, docids = Output.at(work, "corpus", "k"), Output.at(work, "docids", "k")
-    rows = [["d1", "d2"], ["", "T"], ["red fox", "red hat"]]
-    source.folder.write_table("part-0.parquet", pa.table(rows, schema=document_schema()))
-    rows = [["d1", "d2"], ["red fox", "red hat"], ["lm", "lm"]]
-    docids.folder.write_table("part-0.parquet", pa.table(rows, schema=docid_schema()))
+    outputs = [Output.at(work, name, "k") for name in ("corpus", "docids", "pairs")]
+    docnos = [f"d{row}" for row in range(len(DOCIDS))]
+    for shard, rows in (("part-0.parquet", slice(0, 4)), ("part-1.parquet", slice(4, 6))):
+        names, docids = docnos[rows], DOCIDS[rows]
+        texts = [f"{docid} and more about it" for docid in docids]
+        outputs[0].folder.write_table(shard, pa.table([names, [""] * len(names), texts], schema=document_schema()))
+        outputs[1].folder.write_table(shard, pa.table([names, docids, ["lm"] * len(names)], schema=docid_schema()))
+        held = {"query": [f"where is the {docid}" for docid in docids], "docid": docids}
+        outputs[2].folder.write_table(shard.replace("part", "held"), pa.table(held))
     tuned = save_tiny(tmp_path / "work" / "training-k" / "model")
     (tuned.parent / "log.jsonl").write_text(
         '{"step": 1, "loss": 3.5, "tokens_per_second": 9.5}\n{"step": 2, "loss": 2.5, "tokens_per_second": 9.7}\n'
     )
-    left = Left(source, docids, Output.at(work, "pairs", "k"), tuned, load_format(tuned))
-    plain = IndexConfig(calibration=CalibrationConfig(texts=0, queries=0))
-    publish(tmp_path / "index", left, plain, {"key": "k"}, work)
+    return Left(*outputs, tuned, load_format(tuned))
+
+
+def test_an_index_is_published_with_its_priors_and_the_best_way_to_search_it(left, tmp_path):
+    with ray_cluster():
+        publish(tmp_path / "index", left, CFG, {"key": "k"}, Folder(tmp_path / "work"), quiet=True)
+    bundle = open_index(tmp_path / "index")
+    assert bundle.priors is not None
+    assert bundle.priors.shape == (bundle.trie.nodes,)
+    assert (bundle.priors[1:] < 0).all()
+    tried = bundle.manifest["decode_tried"]
+    assert set(tried[0]) == {"ndcg@10"}, "the published algorithm comes first"
+    assert any("plan_ahead" in row for row in tried)
+    assert any(row.get("prior_weight") for row in tried)
+    best = max(tried, key=lambda row: row["ndcg@10"])
+    changed = {name: value for name, value in best.items() if name != "ndcg@10"}
+    assert bundle.decode == DecodeConfig(**changed)
+
+    # compact measures the priors again, with the same texts.
+    retriever = Retriever.load(tmp_path / "index", "cpu", "float32")
+    retriever.remove(["d0"])
+    retriever.compact(tmp_path / "second")
+    second = open_index(tmp_path / "second")
+    assert second.trie.documents == len(DOCIDS) - 1
+    assert second.priors is not None
+    assert second.decode == bundle.decode
+
+
+def test_the_index_keeps_the_losses_of_its_training_but_not_how_fast_it_was(left, tmp_path):
+    plain = CFG.model_copy(update={"calibration": CalibrationConfig(texts=0, queries=0)})
+    publish(tmp_path / "index", left, plain, {"key": "k"}, Folder(tmp_path / "work"))
     record = open_index(tmp_path / "index").training
     assert [json.loads(line) for line in record.splitlines()] == [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}]
+
+
+def test_calibration_texts_and_held_queries_are_the_same_however_the_corpus_is_cut(left, tmp_path):
+    texts = calibration_texts(left.source, CalibrationConfig(texts=3), seed=1)
+    whole = pa.concat_tables([left.source.folder.read_table(shard) for shard in left.source.shards()])
+    other = Output.at(Folder(tmp_path / "other"), "corpus", "k")
+    other.folder.write_table("part-0.parquet", whole)
+    assert texts == calibration_texts(other, CalibrationConfig(texts=3), seed=1)
+    assert len(set(texts)) == 3
+    assert all(any(text in document for document in whole["text"].to_pylist()) for text in texts)
+    assert calibration_texts(left.source, CalibrationConfig(texts=0), seed=1) == ()
+    assert len(held_queries(left.pairs, 4)) == 4
+    assert set(held_queries(left.pairs, 4)) <= set(held_queries(left.pairs, 100))
