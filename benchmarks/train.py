@@ -102,8 +102,14 @@ def measure(data: str, only: str, model: Path, name: str, steps: int, batch: int
 def our_loop(model: Path, stream: ExampleStream, cfg: TrainingConfig, folder: Path) -> dict[str, Any]:
     """The loop in this process."""
     loaded = load_model(model, "float32")
-    train(loaded, stream, cfg, folder, lambda row: tell("our loop", row["step"], row["steps"]))
-    return {**_of_log(folder), "device": loaded.device.type}
+    spent = [time.process_time()]
+
+    def report(row: dict[str, Any]) -> None:
+        spent.append(time.process_time())
+        tell("our loop", row["step"], row["steps"])
+
+    train(loaded, stream, cfg, folder, report)
+    return {**_of_log(folder), "cpu_seconds": _cpu(spent), "device": loaded.device.type}
 
 
 def our_loop_under_ray(
@@ -131,12 +137,13 @@ def huggingface(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda done: learning_rate(done + 1, steps, cfg) / cfg.learning_rate
     )
-    ended = [time.perf_counter()]
+    ended, spent = [time.perf_counter()], [time.process_time()]
     losses: list[float] = []
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ended.append(time.perf_counter())
+            spent.append(time.process_time())
             tell("huggingface", len(ended) - 1, steps)
 
         def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, float], **__: Any) -> None:
@@ -172,7 +179,11 @@ def huggingface(
     measured = min(SPEED_STEPS, steps - 1)
     seconds = ended[-1] - ended[-1 - measured]
     examples = sum(len(step) for step in batches[steps - measured :])
-    return {"examples_per_second": round(examples / seconds, 3), "losses": [round(loss, 4) for loss in losses]}
+    return {
+        "examples_per_second": round(examples / seconds, 3),
+        "cpu_seconds": _cpu(spent),
+        "losses": [round(loss, 4) for loss in losses],
+    }
 
 
 def padded(examples: list[Example]) -> dict[str, Any]:
@@ -187,6 +198,13 @@ def padded(examples: list[Example]) -> dict[str, Any]:
         ids[row, : len(whole)], mask[row, : len(whole)] = whole, 1
         labels[row, len(e.prompt) : len(whole)] = torch.tensor(e.answer)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _cpu(spent: list[float]) -> float:
+    """CPU seconds of a step, all threads, over the steps that speed is measured on. Beside the wall time it says how
+    busy the machine was with something else."""
+    measured = min(SPEED_STEPS, len(spent) - 2)
+    return round((spent[-1] - spent[-1 - measured]) / measured, 2)
 
 
 def tell(what: str, step: int, steps: int) -> None:

@@ -99,13 +99,13 @@ def test_a_killed_worker_of_a_lora_training_costs_nothing(base, data, tmp_path, 
 
         def show_and_kill(row):
             show(row)
-            if row["step"] >= 12 and not killed:
+            if row["step"] >= 8 and not killed:
                 killed.extend(training_workers())
                 os.kill(killed[0], signal.SIGKILL)
 
         return real(model, shards, task, cfg, folder, show_and_kill, held, **more)
 
-    cfg = settings(base, **{"training.epochs": 30, "training.checkpoint_seconds": 0.2, "training.patience": 0})
+    cfg = settings(base, **{"training.epochs": 6, "training.checkpoint_seconds": 0.2, "training.patience": 0})
     calm = finetune("docids", [data], tmp_path / "calm", cfg, quiet=True)
     monkeypatch.setattr(module, "fit", fit)
     hurt = finetune("docids", [data], tmp_path / "hurt", cfg, quiet=True)

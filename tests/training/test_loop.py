@@ -2,6 +2,8 @@ import json
 import math
 import multiprocessing
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -45,7 +47,7 @@ def _write_at_every_step(monkeypatch):
     monkeypatch.setattr("zerogr_ray.training.loop.WRITING_SHARE", math.inf)
 
 
-def run(source, shards, folder, cfg=CFG, stop_after=None, fingerprint="f", rank=0, world=1, **more):
+def run(source, shards, folder, cfg=CFG, stop_after=None, fingerprint="f", rank=0, world=1, beside=(), **more):
     """One training; returns (result, weights by name, steps reported)."""
     seen = []
 
@@ -55,7 +57,7 @@ def run(source, shards, folder, cfg=CFG, stop_after=None, fingerprint="f", rank=
             raise StoppedError
 
     model = load_model(source, "float32", device="cpu")
-    stream = ExampleStream(shards, TASK, load_format(source), cfg, buffer_rows=8)
+    stream = ExampleStream(shards, TASK, load_format(source), cfg, beside, buffer_rows=8)
     result = train(model, stream, cfg, folder, report, rank, world, fingerprint, **more)
     return result, {name: p.detach().clone() for name, p in model.named_parameters()}, seen
 
@@ -162,31 +164,45 @@ def test_a_diverged_step_stops_with_its_number_and_some_queries(source, shards, 
     assert not (tmp_path / "out" / "model").exists()
 
 
-def worker(rank, source, shards, folder, address):
+def worker(rank, source, shards, folder, address, cfg, more):
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    _, weights, _ = run(source, shards, folder, UNEVEN, rank=rank, world=2)
+    _, weights, _ = run(source, shards, folder, cfg, rank=rank, world=2, **more)
     save_file(weights, folder / f"rank{rank}.safetensors")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_workers_end_with_the_weights_of_one(source, shards, tmp_path):
-    _, alone, rows = run(source, shards, tmp_path / "one", UNEVEN)
+@pytest.mark.parametrize("everything", [False, True])
+def test_two_workers_end_with_the_weights_of_one(source, shards, tmp_path, everything):
+    cfg, more = UNEVEN, {}
+    if everything:
+        wrong = [[[f"d{n}", f"d{n + 1}"] for n in range(size)] for size in (10, 14)]
+        beside = [tmp_path / f"beside-{number}.parquet" for number in range(2)]
+        for path, lists in zip(beside, wrong, strict=True):
+            pq.write_table(pa.table({"wrong": lists}), path)
+        cfg = cfg.model_copy(update={"method": "lora", "rerank_every": 3, "validations": 4, "patience": 0})
+        more = {"beside": beside, "held_out": write_shards(tmp_path / "held", [5]), "product": "adapter"}
+    _, alone, rows = run(source, shards, tmp_path / "one", cfg, **more)
     context = multiprocessing.get_context("spawn")
     out = tmp_path / "two"
     out.mkdir()
     address = f"file://{tmp_path / 'meet'}"
-    processes = [context.Process(target=worker, args=(rank, source, shards, out, address)) for rank in range(2)]
+    processes = [
+        context.Process(target=worker, args=(rank, source, shards, out, address, cfg, more)) for rank in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=300)
         assert process.exitcode == 0
-    for rank in range(2):
+    for rank in range(1 if everything else 2):  # with a best state, rank 0 has gone back to it
         assert_same(alone, load_file(out / f"rank{rank}.safetensors"), tolerance=1e-4)
-    assert [row["loss"] for row in read_log(out)] == [pytest.approx(row["loss"], abs=1e-4) for row in rows]
+    for name in ("loss", *(("validation_loss", "rerank_loss") if everything else ())):
+        wanted = [row[name] for row in rows if name in row]
+        assert [row[name] for row in read_log(out) if name in row] == pytest.approx(wanted, abs=1e-4)
+        assert wanted
 
 
 def test_the_rate_rises_in_a_line_and_falls_as_a_cosine_to_a_tenth():
