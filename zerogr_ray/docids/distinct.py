@@ -56,39 +56,17 @@ def make_distinct(
     """
     if (manifest := output.done()) is not None:
         return manifest
-    state = _DocIds(docids, source)
+    state, task = _DocIds(docids, source), AddTerm(cfg, frequencies)
     facts = {"distinct_before": state.distinct(), "asked": 0, "lm": 0, "rule": 0}
     for number in range(cfg.distinct_rounds):
-        asked = Output("asked", output.folder / f"round-{number}" / "asked")
-        answers = Output("terms", output.folder / f"round-{number}" / "terms")
-        groups = state.collisions()
-        if not groups:
+        folder = output.folder / f"round-{number}"
+        if not (groups := state.collisions()):
             break
-        if asked.done() is None:
-            _write_asked(asked, state, [twins[0] for group in groups for twins in group])
-        sizes = (asked.done() or {})["sizes"]
-        ask(asked, [(AddTerm(cfg, frequencies), answers)], sizes.__getitem__)
-        terms = {
-            row: term
-            for shard in asked.shards()
-            for row, term in zip(
-                asked.folder.read_table(shard, ["row"])["row"].to_pylist(),
-                answers.folder.read_table(shard, ["term"])["term"].to_pylist(),
-                strict=True,
-            )
-        }
+        terms = _ask_about(
+            groups, state, Output("asked", folder / "asked"), Output("terms", folder / "terms"), task, ask
+        )
         facts["asked"] += len(terms)
-        for batch in _batches(groups):
-            docid_of = state.of([group[0][0] for group in batch])
-            for group in batch:
-                given = Counter(terms[twins[0]] for twins in group)
-                for twins in group:
-                    term = terms[twins[0]]
-                    if term and given[term] == 1:
-                        facts["lm"] += 1
-                        state.change(twins, f"{docid_of[group[0][0]]} {term}", "lm term")
-                    elif term:
-                        state.tried[twins[0]] = f"{state.tried.get(twins[0], '')} {term}"
+        facts["lm"] += _append(groups, terms, state)
     for batch in _batches(state.collisions()):
         texts = state.texts([twins[0] for group in batch for twins in group])
         docid_of = state.of([group[0][0] for group in batch])
@@ -201,17 +179,48 @@ class _DocIds:
             yield from zip(mine.tolist(), *columns, strict=True)
 
 
-def _write_asked(asked: Output, state: _DocIds, rows: list[int]) -> None:
-    """What the LM is to be asked about: documents with the docids that they share, in the shards that they are in."""
-    sizes = {}
-    for shard, start, mine in state.by_shard(np.sort(np.array(rows))):
-        table = state.source.folder.read_table(shard).take(pa.array(mine - start))
-        docids = state.changed_table(shard, start)["docid"].take(pa.array(mine - start)).to_pylist()
-        tried = [docid + state.tried.get(row, "") for docid, row in zip(docids, mine.tolist(), strict=True)]
-        table = table.append_column("tried", pa.array(tried, pa.string())).append_column("row", pa.array(mine))
-        asked.folder.write_table(shard, table)
-        sizes[shard] = len(mine)
-    asked.finish(len(rows), sizes=sizes)
+def _ask_about(
+    groups: list[list[list[int]]], state: _DocIds, asked: Output, answers: Output, task: AddTerm, ask: Ask
+) -> dict[int, str]:
+    """The LM's word for one of each list of identical documents; "" where it has none.
+
+    What it is asked about is written first: the documents with what was tried, in the shards that they are in.
+    """
+    if (manifest := asked.done()) is None:
+        sizes = {}
+        for shard, start, mine in state.by_shard(np.sort(np.array([twins[0] for group in groups for twins in group]))):
+            places = pa.array(mine - start)
+            docids = state.changed_table(shard, start)["docid"].take(places).to_pylist()
+            tried = [docid + state.tried.get(row, "") for docid, row in zip(docids, mine.tolist(), strict=True)]
+            table = state.source.folder.read_table(shard).take(places)
+            table = table.append_column("tried", pa.array(tried, pa.string())).append_column("row", pa.array(mine))
+            asked.folder.write_table(shard, table)
+            sizes[shard] = len(mine)
+        manifest = asked.finish(sum(sizes.values()), sizes=sizes)
+    ask(asked, [(task, answers)], manifest["sizes"].__getitem__)
+    found: dict[int, str] = {}
+    for shard in asked.shards():
+        rows = asked.folder.read_table(shard, ["row"])["row"].to_pylist()
+        terms = answers.folder.read_table(shard, ["term"])["term"].to_pylist()
+        found.update(zip(rows, terms, strict=True))
+    return found
+
+
+def _append(groups: list[list[list[int]]], terms: dict[int, str], state: _DocIds) -> int:
+    """Give documents the words that no other of their group got, and note the others as tried; returns how many."""
+    given = 0
+    for batch in _batches(groups):
+        docid_of = state.of([group[0][0] for group in batch])
+        for group in batch:
+            times = Counter(terms[twins[0]] for twins in group)
+            for twins in group:
+                term = terms[twins[0]]
+                if term and times[term] == 1:
+                    state.change(twins, f"{docid_of[group[0][0]]} {term}", "lm term")
+                    given += 1
+                elif term:
+                    state.tried[twins[0]] = f"{state.tried.get(twins[0], '')} {term}"
+    return given
 
 
 def _batches(groups: list[list[list[int]]]) -> Iterator[list[list[list[int]]]]:

@@ -1,0 +1,47 @@
+"""A whole build on Ray with a tiny model: what the stages between writing and training did is said and kept."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.tiny import save_tiny
+from zerogr_ray.cluster import ray_cluster
+from zerogr_ray.config import IndexConfig, make_config
+from zerogr_ray.index.build import build_index
+from zerogr_ray.index.inspect import inspect_index
+
+pytestmark = [pytest.mark.model, pytest.mark.ray, pytest.mark.timeout(300)]
+
+TEXTS = ["the red fox hunts mice", "the red hat of a fox", "open a json file", "the same words", "the same words"]
+
+
+def test_a_build_says_what_it_did_with_queries_and_docids_and_the_index_keeps_it(tmp_path):
+    rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(TEXTS)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = str(save_tiny(tmp_path / "tiny"))
+    settings = {
+        "model": model,
+        "llm.model": model,
+        "llm.engine": "transformers",
+        "corpus.shard_rows": 3,
+        "docids.examples": 0,
+        "queries.examples": 0,
+        "queries.per_document": 4,
+        "queries.max_new_tokens": 4,
+        "docids.max_new_tokens": 4,
+        "training.epochs": 0.1,
+    }
+
+    cfg = make_config(IndexConfig, {}, settings)
+    with ray_cluster():
+        report = build_index(str(tmp_path / "corpus.jsonl"), tmp_path / "index", cfg, quiet=True)
+    counts, facts = report.queries, inspect_index(tmp_path / "index")
+    assert counts["written"] == 20 == counts["kept"] + counts["repeats"] + counts["not found"] + counts["shared"]
+    # Random weights may write what they like: two identical documents share a docid, no others do.
+    assert (report.docids, facts["docids"]["distinct"], facts["docids"]["largest_collision"]) == (4, 4, 2)
+    assert report.collisions == facts["collisions"]
+    assert facts["collisions"]["identical"] == 2
+    assert facts["coverage"]["documents"] == 5
+    assert 0 <= facts["coverage"]["tfidf_covered"] <= 1
