@@ -25,6 +25,7 @@ from zerogr_ray.models import fingerprint, hush, load_format, load_model
 from zerogr_ray.stage import Output, progress
 from zerogr_ray.store import Folder
 from zerogr_ray.training.record import training_record
+from zerogr_ray.training.validation import FEWEST
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,16 @@ def calibration_texts(source: Output, cfg: CalibrationConfig, seed: int) -> tupl
 
 
 def held_queries(pairs: Output, most: int) -> list[tuple[str, str]]:
-    """At most `most` (query, docid) that training was not shown: those with the lowest hashes."""
+    """At most `most` (query, docid) that training was not shown: those with the lowest hashes.
+
+    None where there are fewer than FEWEST: what so few say is chance.
+    """
     rows: list[tuple[str, str]] = []
     for name in pairs.folder.names("held-", ".parquet"):
         table = pairs.folder.read_table(name).to_pydict()
         rows += zip(table["query"], table["docid"], strict=True)
         rows = nsmallest(most, rows, key=lambda row: (_hash(*row), row))
-    return rows
+    return rows if len(rows) >= min(most, FEWEST) else []
 
 
 class _Judge:

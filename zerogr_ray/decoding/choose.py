@@ -34,9 +34,9 @@ class Choice:
 def ways(bundle: Bundle) -> Iterator[DecodeConfig]:
     """What is tried: the published algorithm first, then what this index has the arrays for."""
     yield DecodeConfig()
-    weights = (0.0,) if bundle.priors is None else (0.0, 0.5, 1.0)
-    for weight in weights:
+    for weight in (0.0,) if bundle.priors is None else (0.0, 1.0):
         yield DecodeConfig(prior_weight=weight, order="docid")
+    for weight in (0.0,) if bundle.priors is None else (0.5, 1.0):
         for planned in PLANNED if bundle.postings is not None else ():
             yield DecodeConfig(prior_weight=weight, order="docid", plan_ahead=planned, mode="exhaustive")
 

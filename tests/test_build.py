@@ -7,9 +7,9 @@ import json
 import pytest
 
 from tests.tiny import save_tiny
+from zerogr_ray.build import build_index
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import IndexConfig, make_config
-from zerogr_ray.index.build import build_index
 from zerogr_ray.index.inspect import inspect_index
 
 pytestmark = [pytest.mark.model, pytest.mark.ray, pytest.mark.timeout(300)]
