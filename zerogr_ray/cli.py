@@ -247,9 +247,12 @@ def inspect(
         return
     for name in ("index", "key", "instruction"):
         print(name, facts[name], sep="\t")
-    for group in ("model", "docids", "coverage", "collisions", "trie", "bytes"):
+    for group in ("model", "docids", "coverage", "collisions", "decode", "trie", "bytes"):
         for name, value in facts[group].items():
             print(f"{group}.{name}", value, sep="\t")
+    for row in facts["tried"]:
+        settings = [f"{name}={value}" for name, value in row.items() if name != "ndcg@10"]
+        print("tried", row["ndcg@10"], " ".join(settings) or "the published algorithm", sep="\t")
     for row in facts["samples"]:
         print("sample", row["docno"], row["docid"], sep="\t")
 

@@ -32,6 +32,8 @@ def inspect_index(path: Path, samples: int = 10) -> dict[str, Any]:
         "docids": statistics.__dict__,
         "coverage": manifest.get("coverage", {}),
         "collisions": manifest.get("collisions", {}),
+        "decode": bundle.decode.model_dump(),
+        "tried": manifest.get("decode_tried", []),
         "trie": {"nodes": bundle.trie.nodes, "root_children": bundle.trie.children(0)[1] - 1},
         "bytes": sizes,
         "samples": take(documents.select(["docno", "docid"]), rows).to_pylist(),
