@@ -69,20 +69,26 @@ def index(
 
 @app.command()
 def search(
-    index: Annotated[str, typer.Argument(help="Folder of the index.")],
+    index: Annotated[str, typer.Argument(help="Folder of the index, or http://HOST:PORT of a service.")],
     query: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", help="Documents to return.")] = 10,
     instruction: Annotated[str | None, typer.Option(help="Instead of the index's own.")] = None,
     seed: Seed = 0,
     draws: Draws = 100,
     set_: Decoding = None,
+    name: Annotated[str | None, typer.Option(help="Which index of a service; its first where none is named.")] = None,
     as_json: Json = False,
 ) -> None:
     """Print the k best documents for QUERY, one `rank<TAB>docno<TAB>docid` per line.
 
+    A service that wants a key finds it in $ZEROGR_KEY.
+
     Example: zerogr search indexes/docs "how do I parse command line flags" -k 5
     """
     cfg = _decoding(seed, draws, set_)
+    if index.startswith(("http://", "https://")):
+        _search_service(index, query, k, instruction, cfg, name, as_json)
+        return
     retriever = _load(index)
     hits = retriever.search(query, k, instruction, cfg)
     if as_json:
@@ -248,6 +254,76 @@ def inspect(
 
 
 @app.command()
+def serve(
+    indexes: Annotated[
+        list[str] | None, typer.Argument(metavar="[INDEX]...", help="Folders of indexes, or NAME=FOLDER.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Service file (TOML); see serve/.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting: limits.k=100. May repeat.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; beyond loopback only with keys.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    state: Annotated[str | None, typer.Option(help="State folder (default: INDEX.serving).")] = None,
+    keys: Annotated[str | None, typer.Option(help="File of API keys; see zerogr key.")] = None,
+    activate: Annotated[str | None, typer.Option(help="Let this version answer instead, and return.")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Back to the version before, and return.")] = False,
+    name: Annotated[str | None, typer.Option(help="Which index --activate and --rollback mean.")] = None,
+) -> None:
+    """Serve indexes over HTTP until Ctrl-C; or change which version a running service answers from.
+
+    Example: zerogr serve indexes/docs --port 8000
+
+    Example: zerogr serve indexes/docs --activate indexes/docs-v2
+    """
+    from zerogr_ray.serving.config import ServiceConfig, service_of
+
+    given = {"host": host, "port": port, "keys": keys}
+    overrides = dict(map(_setting, set_ or [])) | {key: value for key, value in given.items() if value is not None}
+    if indexes:
+        overrides |= service_of(indexes, state)
+    elif config is None:
+        raise InputError("give the folder of an index, or a service file: zerogr serve --config serve/service.toml")
+    elif state is not None:
+        overrides["state"] = state
+    cfg = read_config(config, ServiceConfig, overrides) if config else make_config(ServiceConfig, {}, overrides)
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    if activate or rollback:
+        from zerogr_ray.serving import control
+        from zerogr_ray.serving.state import State
+        from zerogr_ray.store import local_path
+
+        if activate and rollback:
+            raise InputError("--activate and --rollback exclude each other; give one")
+        which = name or cfg.default
+        folder = State(cfg.state)
+        if activate:
+            control.activate(folder, which, local_path(activate), say)
+        else:
+            control.roll_back(folder, which, say)
+        return
+    from zerogr_ray.serving.run import serve_until_told
+
+    serve_until_told(cfg, say)
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Who gets it: it stands in the logs.")],
+    file: Annotated[Path, typer.Option(help="File of the keys; made where there is none.")] = Path("keys.json"),
+    right: Annotated[list[str] | None, typer.Option(help="search or change. May repeat.")] = None,
+) -> None:
+    """Make an API key and print it, once: the file keeps only its hash.
+
+    Example: zerogr key website --file keys.json --right search
+    """
+    from zerogr_ray.serving.keys import new_key
+
+    print(new_key(file, name, right or ["search"]))
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the corpus and the index go.")] = Path("demo"),
     as_json: Json = False,
@@ -273,6 +349,23 @@ def _load(path: str) -> Any:
 
     hush()
     return Retriever.load(path)
+
+
+def _search_service(
+    url: str, query: str, k: int, instruction: str | None, cfg: DecodeConfig, name: str | None, as_json: bool
+) -> None:
+    """Search a service: what is not as usual goes with the request."""
+    from zerogr_ray.serving.client import Client
+
+    settings = cfg.model_dump(exclude_defaults=True) | ({"instruction": instruction} if instruction else {})
+    with Client(url, os.environ.get("ZEROGR_KEY")) as client:
+        answer = client.search_many([query], k, name, **settings)
+    if as_json:
+        hits = [asdict(hit) for hit in answer.results[0]]
+        _print_json({"query": query, "index": answer.index, "version": answer.version, "hits": hits})
+        return
+    for hit in answer.results[0]:
+        print(hit.rank, hit.docno, hit.docid, sep="\t")
 
 
 def _setting(text: str) -> tuple[str, Any]:
