@@ -60,7 +60,12 @@ def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 
 def create_app(
-    searcher: Searcher, cfg: ServiceConfig, keys: Keys, metrics: Metrics, requests: RequestLog | None = None
+    searcher: Searcher,
+    cfg: ServiceConfig,
+    keys: Keys,
+    metrics: Metrics,
+    requests: RequestLog | None = None,
+    tell_trace: bool = True,
 ) -> FastAPI:
     """The app around a replica that has been started."""
     app = FastAPI(
@@ -217,7 +222,9 @@ def create_app(
         body = problem(CODES.get(error.status_code, "error"), str(error.detail), request.scope["zerogr.trace"])
         return JSONResponse(body, error.status_code, dict(error.headers or {}))
 
-    app.add_middleware(Guard, body_bytes=cfg.limits.body_bytes, metrics=metrics, requests=requests)
+    app.add_middleware(
+        Guard, body_bytes=cfg.limits.body_bytes, metrics=metrics, requests=requests, tell_trace=tell_trace
+    )
     return app
 
 

@@ -70,7 +70,7 @@ class Search:
     def __serve_build_asgi_app__(self) -> Any:
         """The app, made in the replica."""
         requests = RequestLog(Path(self.cfg.state) / "logs", self.searcher.id)
-        return create_app(self.searcher, self.cfg, self.keys, self.metrics, requests)
+        return create_app(self.searcher, self.cfg, self.keys, self.metrics, requests, tell_trace=False)
 
     def check_health(self) -> None:
         """Asked by Serve: raises where this replica should be replaced."""

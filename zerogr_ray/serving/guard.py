@@ -30,8 +30,12 @@ log = logging.getLogger("zerogr.serving")
 class Guard:
     """The outermost part of the app."""
 
-    def __init__(self, app: ASGIApp, body_bytes: int, metrics: Metrics, requests: RequestLog | None) -> None:
+    def __init__(
+        self, app: ASGIApp, body_bytes: int, metrics: Metrics, requests: RequestLog | None, tell_trace: bool = True
+    ) -> None:
+        """Not `tell_trace` where the server in front puts the X-Request-ID into answers itself, as Serve does."""
         self.app, self.body_bytes, self.metrics, self.requests = app, body_bytes, metrics, requests
+        self.tell_trace = tell_trace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -47,7 +51,8 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", []), *HEADERS, (b"x-request-id", trace.encode())]
+                headers = [*message.get("headers", []), *HEADERS]
+                headers += [(b"x-request-id", trace.encode())] if self.tell_trace else []
                 message = {**message, "headers": headers}
             await send(message)
 

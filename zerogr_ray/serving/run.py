@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ def serve_until_told(cfg: ServiceConfig, say: Callable[[str], None]) -> None:
 
         for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which has handlers of its own
             signal.signal(number, lambda *_: told.set())
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options=http_options(cfg))
         try:
             serve.run_many(
