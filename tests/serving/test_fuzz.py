@@ -53,6 +53,9 @@ def client(tmp_path_factory):
         yield client
 
 
+ODD = [b"\x00", b"\xff\xfe", b"1e999", b"-", b"[[[[", b'"', b"\\ud800", b"NaN"]
+
+
 def check(status, text):
     assert status < 500, text
     if status >= 400:
@@ -117,13 +120,13 @@ def fuzz_the_bytes(client, examples):
 
 
 def test_some_random_requests_get_an_answer_that_is_no_5xx(client):
-    assert fuzz_the_document(client, 20) > 100
+    assert fuzz_the_document(client, 20) > 50
     fuzz_the_bytes(client, 200)
 
 
 @pytest.mark.fault
 @pytest.mark.timeout(3600)
 def test_ten_thousand_random_requests_get_an_answer_that_is_no_5xx(client):
-    counted = fuzz_the_document(client, MANY // 5)
-    assert counted >= MANY // 2
-    fuzz_the_bytes(client, MANY - counted if counted < MANY else MANY // 2)
+    counted = fuzz_the_document(client, MANY // 4)
+    assert counted > MANY // 4
+    fuzz_the_bytes(client, max(MANY // 4, MANY - counted))
