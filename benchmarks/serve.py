@@ -1,6 +1,6 @@
 """What serving costs over the bare decoder, and what happens under too much load, during a switch, and to memory.
 
-    python benchmarks/serve.py [--index demo/index] [--parts idle,saturation,overload,swap,sharing] [--seconds 60]
+    python benchmarks/serve.py [--index demo/index] [--parts idle,saturation,overload,swap,haproxy,sharing]
 
 Prints one JSON object; with --out FILE its parts are put into that file. Clients run in a process of their own; load
 is open loop: requests leave at their times, whether or not earlier ones were answered.
@@ -241,6 +241,13 @@ def speed(index: str, parts: set[str], batch: int, seconds: float, threads: int)
             if "swap" in parts:
                 figures["swap"] = swap(service, index, figures.get("saturation", {}).get("qps", 1.0))
                 figures["swap_failed_requests"] = figures["swap"]["failed"]
+        if "haproxy" in parts:
+            with Service([f"docs={index}"], Path(state), *settings, env={"RAY_SERVE_ENABLE_HA_PROXY": "1"}) as service:
+                service.client(rate=0, seconds=0, clients=1, count=3)
+                figures["haproxy"] = {
+                    "idle": service.client(rate=0, seconds=0, clients=1, count=15),
+                    "saturation": service.client(rate=0, seconds=seconds, clients=2 * batch, count=0),
+                }
     again = bare(index, batch, seconds / 2, threads)
     figures["bare"] = {name: (first[name] + again[name]) / 2 for name in first}
     figures["bare_runs"] = [first, again]
@@ -327,7 +334,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--index", help="folder of an index; without, an untrained one is made")
-    parser.add_argument("--parts", default="idle,saturation,overload,swap,sharing")
+    parser.add_argument("--parts", default="idle,saturation,overload,swap,haproxy,sharing")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--seconds", type=float, default=60, help="of each measurement")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -51,9 +51,13 @@ class Client:
         """`timeout` in seconds for one try; `retries` further tries. Close it, or use it in a `with` block."""
         headers = {"authorization": f"Bearer {key}"} if key else {}
         try:
-            self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
-        except (httpx.InvalidURL, ValueError) as error:
-            raise InputError(f"{url} is no address of a service: {error}") from None
+            parts = urlsplit(url)
+            known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            known = False
+        if not known:
+            raise InputError(f"{url} is no address of a service; write it as http://127.0.0.1:8000")
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout)
         self.url, self.retries = url, retries
 
     def __enter__(self) -> Client:
