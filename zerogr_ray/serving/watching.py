@@ -14,6 +14,9 @@ from zerogr_ray.serving.searcher import Searcher
 
 SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 COUNTS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
+LOG_FILES = 128
+"""Files of a state folder's log that are kept."""
+
 SHARES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 
 METRICS: dict[str, tuple[Literal["histogram", "counter", "gauge"], str, tuple[str, ...], list[float] | None]] = {
@@ -106,10 +109,13 @@ class Gauges:
 
 
 class RequestLog:
-    """One line of JSON per request in a file of this replica, 8 files of 16 MB at most."""
+    """One line of JSON per request in a file of this replica, 8 files of 16 MB at most; of all replicas, LOG_FILES."""
 
     def __init__(self, folder: Path, replica: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        written = sorted(folder.glob("requests-*.jsonl*"), key=lambda file: file.stat().st_mtime)
+        for old in written[:-LOG_FILES]:
+            old.unlink(missing_ok=True)
         self.logger = logging.Logger(f"zerogr.requests.{replica}")
         handler = RotatingFileHandler(
             folder / f"requests-{replica}.jsonl", maxBytes=16 << 20, backupCount=7, encoding="utf-8", delay=True
