@@ -295,7 +295,7 @@ def sharing(megabytes: int = 500, replicas: int = 4) -> dict[str, Any]:
         size = sum(file.stat().st_size for file in (index / "trie").iterdir())
         settings = (f"replicas={replicas}", "cpus=0.1", "threads=1")
         with Service([f"docs={index}"], Path(folder) / "state", *settings) as service:
-            service.client(rate=0, seconds=0, clients=4, count=40)
+            service.client(rate=0, seconds=0, clients=4, count=12)
             shares = [held_of_trie(process.pid) for process in service.processes()]
             beats = len(list((Path(folder) / "state" / "replicas").glob("*.json")))
             return {

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import httpx
 import psutil
 
-from tests.serving.service import free_port
+from tests.serving.ports import free_port
 from zerogr_ray.serving.state import State
 
 START = 300

@@ -85,12 +85,6 @@ def until(condition, seconds=20.0):
         time.sleep(0.01)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @contextmanager
 def served(cfg, keys=(), write=None, metrics=None):
     """(client, replica): the app behind uvicorn on a port of its own."""

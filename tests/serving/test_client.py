@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.serving.service import free_port
+from tests.serving.ports import free_port
 from zerogr_ray.errors import InputError
 from zerogr_ray.serving.client import Client
 from zerogr_ray.serving.errors import Overloaded, Unavailable

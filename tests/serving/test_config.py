@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from dataclasses import replace
@@ -50,6 +51,15 @@ def test_the_service_files_of_the_repository_are_valid():
     (application,) = said["applications"]
     assert make_config(ServiceConfig, application["args"]).at_most == 8
     assert application["import_path"] == "serve.app:app"
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are():
+    pytest.importorskip("torch")
+    from zerogr_ray.serving.watching import METRICS
+
+    text = (SERVE.parent / "infra" / "grafana-search.json").read_text()
+    asked = {re.sub("_(bucket|total)$", "", name) for name in re.findall(r"ray_(zerogr_\w+)", text)}
+    assert asked == METRICS.keys()
 
 
 def test_a_wrong_setting_is_refused_by_its_name():

@@ -103,6 +103,17 @@ def test_the_proxy_is_killed(service, record_property):
     assert allowed(load)
 
 
+def test_replicas_come_with_the_load(index, tmp_path):
+    more = ("--set", "replicas=1", "--set", "max_replicas=2", "--set", "cpus=0.5", "--set", "cache.batch=4")
+    with running(f"docs={index}", *more, state=tmp_path / "state") as service:
+        assert len(service.replicas()) == 1
+        with Load(service.url, clients=8) as load:
+            until(lambda: len(service.state.alive()) == 2, 180)
+            both = time.monotonic()
+            until(lambda: load.statuses(both).count(200) > 20, 60)
+    assert set(load.statuses()) <= {200, 429}
+
+
 def test_memory_stays_flat_under_steady_load(service):
     until(lambda: whole(service), WHOLE)
     with Client(service.url) as client, Load(service.url, clients=2, pause=0.0) as load:

@@ -14,13 +14,11 @@ import pytest
 from tests.serving.service import held, served, settings, tiny_index, until
 from zerogr_ray.serving.keys import new_key, read_keys
 
-pytestmark = [
-    pytest.mark.model,
-    pytest.mark.skipif(
-        not (shutil.which("chromium") and shutil.which("chromedriver")),
-        reason="no chromium and chromedriver: apt-get install chromium chromium-driver",
-    ),
-]
+BROWSER = pytest.mark.skipif(
+    not (shutil.which("chromium") and shutil.which("chromedriver")),
+    reason="no chromium and chromedriver: apt-get install chromium chromium-driver",
+)
+pytestmark = [pytest.mark.model, BROWSER]
 
 SIZES = {"wide": (1200, 800), "phone": (390, 844)}
 

@@ -14,10 +14,8 @@ import pytest
 from tests.serving.service import served, settings, tiny_index
 from zerogr_ray.serving.client import Client
 
-pytestmark = [
-    pytest.mark.model,
-    pytest.mark.skipif(not shutil.which("curl"), reason="no curl: apt-get install curl"),
-]
+CURL = pytest.mark.skipif(not shutil.which("curl"), reason="no curl: apt-get install curl")
+pytestmark = [pytest.mark.model, CURL]
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 LINES = re.findall(r"^curl .*$", README, re.MULTILINE)

@@ -27,7 +27,9 @@ def indexes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def service(indexes, tmp_path_factory):
     state = tmp_path_factory.mktemp("serving")
-    with running(f"docs={indexes[0]}", "--set", "replicas=2", "--set", "cpus=0.5", state=state) as service:
+    more = {"replicas": 2, "cpus": 0.5, "llm.model": indexes[0] / "model", "docids.max_new_tokens": 8}
+    pairs = [part for name, value in more.items() for part in ("--set", f"{name}={value}")]
+    with running(f"docs={indexes[0]}", *pairs, state=state) as service:
         yield service
 
 
@@ -74,17 +76,13 @@ def test_a_deleted_document_is_never_found_again_on_any_replica(client):
         assert "new" in [hit.docno for hit in client.search("fox", k=100)]
 
 
-def test_a_document_gets_its_docid_from_the_docid_model(indexes, tmp_path):
-    """With the tiny model in the place of the one that writes docids: whatever it writes is a docid."""
-    from zerogr_ray.config import DocIdConfig, LLMConfig
-    from zerogr_ray.serving.writer import DocidWriter
-
-    model = str(indexes[0] / "model")
-    writer = DocidWriter(DocIdConfig(max_new_tokens=8), LLMConfig(model=model, engine="transformers", dtype="float32"))
-    docid = writer.write("faq", "Foxes", "The red fox wears a hat.")
-    assert docid
-    assert len(docid.split()) <= 8
-    assert writer.write("faq", "Foxes", "The red fox wears a hat.") == docid
+def test_a_document_gets_its_docid_from_the_docid_model(client):
+    """The tiny model in the place of the one that writes docids: whatever it writes becomes a docid."""
+    docid = client.add("faq", text="The red fox wears a hat.", title="Foxes")
+    assert 1 <= len(docid.split()) <= 8
+    (hit,) = client.search("fox", docnos=["faq"])
+    assert (hit.docid, hit.title) == (docid, "Foxes")
+    assert client.add("faq", text="The red fox wears a hat.", title="Foxes") == docid
 
 
 def test_the_command_line_searches_a_service(service, client):
