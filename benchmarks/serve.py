@@ -85,34 +85,57 @@ def large_index(folder: Path, model: Path, megabytes: int) -> Path:
 # --- the bare decoder
 
 
-def bare(index: str, batch: int, seconds: float, threads: int) -> dict[str, float]:
-    """Queries per second of full batches, and seconds of single queries (median), in a process of its own."""
-    command = [sys.executable, __file__, "--bare", index, str(batch), str(seconds)]
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
-    said = subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
-    return dict(json.loads(said.splitlines()[-1]))
+class Bare:
+    """The bare decoder in a process of its own, which rests until it is asked."""
+
+    def __init__(self, index: str, batch: int, threads: int) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, __file__, "--bare", index, str(batch)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    def __enter__(self) -> Bare:
+        self.single("warm up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+
+    def single(self, query: str) -> float:
+        """Seconds of one query alone."""
+        return float(self._ask({"single": query})["seconds"])
+
+    def batches(self, seconds: float) -> tuple[int, float]:
+        """Queries that full batches answered, and seconds that it took: the first batch end after `seconds`."""
+        said = self._ask({"batches": seconds})
+        return said["queries"], said["seconds"]
+
+    def _ask(self, what: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(what) + "\n")
+        self.process.stdin.flush()
+        return dict(json.loads(self.process.stdout.readline()))
 
 
-def run_bare(index: str, batch: int, seconds: float) -> None:
-    """The other side of `bare`."""
+def run_bare(index: str, batch: int) -> None:
+    """The other side of Bare."""
     from zerogr_ray.config import CacheConfig
     from zerogr_ray.decoding.job import Request
     from zerogr_ray.decoding.retriever import Retriever
 
     retriever = Retriever.load(index, cache=CacheConfig(batch=batch))
-    retriever.answer([Request("warm up")])
-    asked = queries(10_000, seed=1)
-    began, done = time.monotonic(), 0
-    while time.monotonic() - began < seconds or done < 2 * batch:
-        retriever.answer([Request(query) for query in asked[done : done + batch]])
-        done += batch
-    rate = done / (time.monotonic() - began)
-    spent = []
-    for query in queries(15, seed=2):
-        start = time.perf_counter()
-        retriever.answer([Request(query)])
-        spent.append(time.perf_counter() - start)
-    print(json.dumps({"qps": rate, "p50": statistics.median(spent)}))
+    asked, done = queries(100_000, seed=1), 0
+    for line in sys.stdin:
+        what, before = json.loads(line), done
+        began = time.perf_counter()
+        if "single" in what:
+            retriever.answer([Request(what["single"])])
+        else:
+            while time.perf_counter() - began < what["batches"]:
+                retriever.answer([Request(query) for query in asked[done : done + batch]])
+                done += batch
+        print(json.dumps({"queries": done - before, "seconds": time.perf_counter() - began}), flush=True)
 
 
 # --- the service, and its clients in a process of their own
@@ -219,17 +242,20 @@ def quantile(ordered: list[float], share: float) -> float | None:
 
 
 def speed(index: str, parts: set[str], batch: int, seconds: float, threads: int) -> dict[str, Any]:
-    """Idle, saturation, overload and swap of one replica, beside the bare decoder before and after."""
+    """Idle, saturation, overload and swap of one replica, by turns with the bare decoder.
+
+    By turns, query by query and slice by slice: what else the machine does meanwhile meets both alike.
+    """
     figures: dict[str, Any] = {"batch": batch, "threads": threads, "cores": os.cpu_count()}
-    first = bare(index, batch, seconds / 2, threads)
+    figures["load_average_before"] = os.getloadavg()[0]
+    settings = (f"cache.batch={batch}", f"threads={threads}")
     with tempfile.TemporaryDirectory() as state:
-        settings = (f"cache.batch={batch}", f"threads={threads}")
-        with Service([f"docs={index}"], Path(state), *settings) as service:
+        with Service([f"docs={index}"], Path(state), *settings) as service, Bare(index, batch, threads) as bare:
             service.client(rate=0, seconds=0, clients=1, count=3)
             if "idle" in parts:
-                figures["idle"] = service.client(rate=0, seconds=0, clients=1, count=15)
-            if parts & {"saturation", "overload"}:
-                figures["saturation"] = service.client(rate=0, seconds=seconds, clients=2 * batch, count=0)
+                figures |= idle(service, bare)
+            if parts & {"saturation", "overload", "swap"}:
+                figures |= saturation(service, bare, batch, seconds)
             if "overload" in parts:
                 sustained = figures["saturation"]["qps"]
                 figures["rates"] = {
@@ -239,23 +265,47 @@ def speed(index: str, parts: set[str], batch: int, seconds: float, threads: int)
                 calm, storm = (figures["rates"][share]["p95"] for share in ("0.8", "3"))
                 figures["overload_p95_ratio"] = round(storm / calm, 2)
             if "swap" in parts:
-                figures["swap"] = swap(service, index, figures.get("saturation", {}).get("qps", 1.0))
+                figures["swap"] = swap(service, index, figures["saturation"]["qps"])
                 figures["swap_failed_requests"] = figures["swap"]["failed"]
         if "haproxy" in parts:
-            with Service([f"docs={index}"], Path(state), *settings, env={"RAY_SERVE_ENABLE_HA_PROXY": "1"}) as service:
+            how = Service([f"docs={index}"], Path(state), *settings, env={"RAY_SERVE_ENABLE_HA_PROXY": "1"})
+            with how as service, Bare(index, batch, threads) as bare:
                 service.client(rate=0, seconds=0, clients=1, count=3)
-                figures["haproxy"] = {
-                    "idle": service.client(rate=0, seconds=0, clients=1, count=15),
-                    "saturation": service.client(rate=0, seconds=seconds, clients=2 * batch, count=0),
-                }
-    again = bare(index, batch, seconds / 2, threads)
-    figures["bare"] = {name: (first[name] + again[name]) / 2 for name in first}
-    figures["bare_runs"] = [first, again]
-    if "saturation" in figures:
-        figures["saturation_share"] = round(figures["saturation"]["qps"] / figures["bare"]["qps"], 3)
-    if "idle" in figures:
-        figures["idle_p50_overhead_ms"] = round(1000 * (figures["idle"]["p50"] - figures["bare"]["p50"]), 1)
+                figures["haproxy"] = idle(service, bare) | saturation(service, bare, batch, seconds)
     return figures
+
+
+def idle(service: Service, bare: Bare, count: int = 25) -> dict[str, Any]:
+    """Single queries, one at a time, each asked of both."""
+    alone, served = [], []
+    with httpx.Client(base_url=service.url, timeout=120) as client:
+        for query in queries(count, seed=2):
+            alone.append(bare.single(query))
+            start = time.perf_counter()
+            client.post("/v1/search", json={"query": query}).raise_for_status()
+            served.append(time.perf_counter() - start)
+    difference = statistics.median(b - a for a, b in zip(alone, served, strict=True))
+    return {
+        "idle": {"bare_p50": statistics.median(alone), "served_p50": statistics.median(served), "queries": count},
+        "idle_p50_overhead_ms": round(1000 * (statistics.median(served) - statistics.median(alone)), 1),
+        "idle_paired_overhead_ms": round(1000 * difference, 1),
+    }
+
+
+def saturation(service: Service, bare: Bare, batch: int, seconds: float, turns: int = 3) -> dict[str, Any]:
+    """Full batches without a pause, and twice a batch of clients that ask without a pause, by turns."""
+    runs: list[dict[str, Any]] = []
+    alone: list[float] = []
+    for _ in range(turns):
+        done, took = bare.batches(seconds / turns)
+        alone.append(done / took)
+        runs.append(service.client(rate=0, seconds=seconds / turns, clients=2 * batch, count=0))
+    shares = [run["steady_qps"] / rate for run, rate in zip(runs, alone, strict=True)]
+    served = statistics.median(run["steady_qps"] for run in runs)
+    return {
+        "saturation": {"qps": served, "bare_qps": statistics.median(alone), "shares": shares, "runs": runs},
+        "saturation_share": round(statistics.median(shares), 3),
+    }
 
 
 def swap(service: Service, index: str, rate: float) -> dict[str, Any]:
@@ -327,7 +377,7 @@ def held_of_trie(pid: int) -> dict[str, int]:
 def main() -> None:
     """Command line."""
     if sys.argv[1:2] == ["--bare"]:
-        run_bare(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
+        run_bare(sys.argv[2], int(sys.argv[3]))
         return
     if sys.argv[1:2] == ["--client"]:
         print(json.dumps(asyncio.run(run_client(sys.argv[2], **json.loads(sys.argv[3])))))
