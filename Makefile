@@ -1,10 +1,11 @@
 # make demo    the whole path on this Python's own documentation     make test   everything CI runs
 # make check   formatting, types and the fast tests                   make clean  forget the demo
+# make serve-demo   search the demo's index on http://127.0.0.1:8000     make test-faults   kills under load: an hour
 
 PYTHON ?=
 BIN = .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check test-faults serve-demo clean
 .NOTPARALLEL:
 
 demo: .venv/ready
@@ -14,10 +15,17 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto --maxprocesses 4 -m "not model and not ray and not vllm and not slow and not gpu"
+	$(BIN)/pytest -n auto --maxprocesses 4 -m "not model and not ray and not vllm and not slow and not gpu and not fault"
 
 test: check
-	$(BIN)/pytest -m "(model or ray or vllm or slow) and not gpu" --durations=10
+	$(BIN)/pytest -m "(model or ray or vllm or slow) and not gpu and not fault" --durations=10
+
+test-faults: .venv/ready
+	$(BIN)/pytest -m fault --durations=0 -rs
+
+serve-demo: .venv/ready
+	@test -d demo/index || $(BIN)/zerogr demo --folder demo
+	@$(BIN)/zerogr serve docs=demo/index
 
 .venv/ready: pyproject.toml infra/setup.sh
 	@PYTHON="$(PYTHON)" infra/setup.sh

@@ -18,6 +18,7 @@ from zerogr_ray.options import decoding as _decoding
 from zerogr_ray.options import load as _load
 from zerogr_ray.options import print_json as _print_json
 from zerogr_ray.options import setting as _setting
+from zerogr_ray.serving import commands as serving
 
 app = typer.Typer(
     help="Generative retrieval on Ray: build an index whose posting list is a language model, and search it.",
@@ -70,7 +71,7 @@ def index(
 
 @app.command()
 def search(
-    index: Annotated[str, typer.Argument(help="Folder of the index.")],
+    index: Annotated[str, typer.Argument(help="Folder of the index, or http://HOST:PORT of a service.")],
     query: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", help="Documents to return.")] = 10,
     instruction: Annotated[str | None, typer.Option(help="Instead of the index's own.")] = None,
@@ -78,12 +79,19 @@ def search(
     draws: Draws = None,
     set_: Decoding = None,
     published: Published = False,
+    name: Annotated[str | None, typer.Option(help="Which index of a service; its first where none is named.")] = None,
     as_json: Json = False,
 ) -> None:
     """Print the k best documents for QUERY, one `rank<TAB>docno<TAB>docid` per line.
 
+    A service that wants a key finds it in $ZEROGR_KEY.
+
     Example: zerogr search indexes/docs "how do I parse command line flags" -k 5
     """
+    if index.startswith(("http://", "https://")):
+        given = dict(map(_setting, set_ or [])) | {"seed": seed, "draws": draws, "instruction": instruction}
+        serving.search_service(index, query, k, name, given, as_json)
+        return
     cfg = _decoding(index, published, seed, draws, set_)
     retriever = _load(index)
     hits = retriever.search(query, k, instruction, cfg)
@@ -140,6 +148,8 @@ def evaluate(
 
 app.command()(commands.report)
 app.command()(commands.suite)
+app.command()(serving.serve)
+app.command()(serving.key)
 
 
 @app.command()
@@ -282,7 +292,7 @@ def train(
         raise InputError(f"there is no task {task!r} to train; choose queries, docids or retriever")
     hush()
     # A fine-tuned generator needs no worked examples in its prompt, and a folder of a few MB is what is asked for.
-    defaults = {"queries.examples": False, "docids.examples": False, "training.method": "lora"}
+    defaults = {"queries.examples": 0, "docids.examples": 0, "training.method": "lora"}
     cfg = make_config(FinetuneConfig, {}, {**defaults, **dict(map(_setting, set_ or []))})
     report = finetune(task, data, out, cfg, without or [], most, licence, quiet)  # type: ignore[arg-type]
     if as_json:

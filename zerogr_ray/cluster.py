@@ -26,8 +26,12 @@ def spare_cpus() -> int:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(
+    object_store: int = LOCAL_OBJECT_STORE, cpus: int | None = None, metrics_port: int | None = None
+) -> Iterator[None]:
     """Join the running Ray, or start one that ends with the block. Nothing listens beyond loopback.
+
+    One that is started gets `object_store` bytes, counts `cpus` CPUs, and exports metrics on `metrics_port`.
 
     Ray must not count less than 4 CPUs on a small machine: Ray Train's controller and worker, an engine and a
     reader are four actors, and Ray waits for ever rather than sharing a core between them.
@@ -46,8 +50,9 @@ def ray_cluster() -> Iterator[None]:
             raise InputError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error
     else:
         ray.init(
-            num_cpus=max(4, cores()),
-            object_store_memory=LOCAL_OBJECT_STORE,
+            num_cpus=cpus or max(4, cores()),
+            object_store_memory=object_store,
+            **({"_metrics_export_port": metrics_port} if metrics_port else {}),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -140,6 +140,11 @@ class TreeForward:
         parts = np.split(picked, np.cumsum(sizes)[:-1])
         return [Answer(part, total) for part, total in zip(parts, totals, strict=True)]
 
+    @property
+    def cached_tokens(self) -> int:
+        """Cached tokens of the batch, padding included."""
+        return int(self._visible.size)
+
     @torch.inference_mode()
     def wave(self, asked: Sequence[Sequence[Cell]], totals: bool = True) -> list[list[Answer]]:
         """Forward asked[b] for each query b, parents before their children; each parent is ROOT or was asked before.

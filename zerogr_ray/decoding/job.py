@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,10 @@ class Request:
     """None for the settings of the index."""
     docnos: Sequence[str] | None = None
     """Only these documents may be found; None for all."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Single settings instead of those of `config`."""
+    streamed: bool = False
+    """Hits are wanted as they are drawn: where the settings of the index order them otherwise, they do not count."""
 
 
 class Job:
@@ -48,8 +53,15 @@ class Job:
         self.request, self.live = request, live
         rows = None if request.docnos is None else live.rows_of(request.docnos)  # first: a later view has these rows
         self.view: View = live.view if rows is None else live.view.restricted(rows)
-        self.cfg = cfg = request.config or live.bundle.decode
         bundle = live.bundle
+        own = bundle.decode
+        if request.streamed:
+            own = own.model_copy(
+                update={"order": "draw", "mode": "reference" if own.mode == "exhaustive" else own.mode}
+            )
+        self.cfg = cfg = (request.config or own).model_copy(update=dict(request.settings))
+        if request.streamed and self.scored:
+            raise InputError("hits that are ordered by score cannot be streamed; order by draw")
         if cfg.mode == "exhaustive" and self.view.entries > EXHAUSTIVE:
             raise InputError(f"mode exhaustive scores {EXHAUSTIVE} docids at most, not {self.view.entries}")
         if cfg.plan_ahead and bundle.postings is None:

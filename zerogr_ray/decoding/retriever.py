@@ -44,17 +44,28 @@ class Retriever:
 
         Raises IndexRefused where a file is missing or damaged, or the tokenizer is not the one it was built with.
         """
-        bundle = open_index(local_path(path))
+        return cls.open(open_index(local_path(path)), device, dtype, cache)
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Bundle,
+        device: str = "auto",
+        dtype: DType = "auto",
+        cache: CacheConfig | None = None,
+        model: Any = None,
+    ) -> Retriever:
+        """The retriever of an open index; with `model`, one that is loaded already. Raises IndexRefused as `load`."""
         prompt_format = load_format(bundle.model)
         built_with = bundle.manifest["prompt_format"]
         if prompt_format.fingerprint != built_with:
             raise IndexRefused(
-                f"{path} was built with prompt format {built_with}, but its tokenizer now gives "
+                f"{bundle.path} was built with prompt format {built_with}, but its tokenizer now gives "
                 f"{prompt_format.fingerprint}; install the transformers version it was built with, or build it again"
             )
         from zerogr_ray.decoding.forward import keep_freed_memory
 
-        model = load_model(bundle.model, dtype, device)
+        model = model or load_model(bundle.model, dtype, device)
         if model.device.type == "cpu":
             keep_freed_memory()
         return cls(bundle, model, prompt_format, cache)
@@ -88,13 +99,13 @@ class Retriever:
 
     def answer(self, requests: Sequence[Request]) -> list[list[Hit]]:
         """Hits for each request, whatever its k, instruction, configuration and filter; many share a batch."""
-        jobs = [self._job(request, number, len(requests)) for number, request in enumerate(requests)]
-        prompts = [self._prompt(job) for job in jobs]
+        jobs = [self.job(request, number, len(requests)) for number, request in enumerate(requests)]
+        prompts = [self.prompt(job) for job in jobs]
         # Queries of like length share a batch, so that little is padding.
         order = sorted(range(len(jobs)), key=lambda i: len(prompts[i][0]))
         for start in range(0, len(order), self.cache.batch):
             chosen = order[start : start + self.cache.batch]
-            decode(self._forward(), [jobs[i] for i in chosen], [prompts[i] for i in chosen])
+            decode(self.forward(), [jobs[i] for i in chosen], [prompts[i] for i in chosen])
         return [job.hits() for job in jobs]
 
     def stream(
@@ -110,13 +121,10 @@ class Retriever:
         With `k`, the temperature follows the schedule of a search for k documents. Without, every draw is at
         config.temperature (mode sampling), and hits come until the corpus is exhausted.
         """
-        cfg = config or self.bundle.decode.model_copy(update={"order": "draw"})
-        if k is None:
-            cfg = cfg.model_copy(update={"mode": "sampling"})
-        job = self._job(Request(query, k or self.live.view.entries or 1, instruction, cfg, docnos), 0, 1)
-        if job.scored:
-            raise InputError("hits that are ordered by score cannot be streamed; order by draw")
-        return self._stream(job, self._prompt(job))
+        steady = {} if k else {"mode": "sampling"}
+        most = k or self.live.view.entries or 1
+        job = self.job(Request(query, most, instruction, config, docnos, steady, streamed=True))
+        return self._stream(job, self.prompt(job))
 
     def add(self, docnos: Sequence[str], docids: Sequence[str], titles: Sequence[str] | None = None) -> None:
         """Let the next search find these documents under these docids. A docno that is there is replaced."""
@@ -140,18 +148,20 @@ class Retriever:
 
     def _stream(self, job: Job, prompt: tuple[list[int], int]) -> Iterator[Hit]:
         given = 0
-        for _ in steps(self._forward(), [job], [prompt]):
+        for _ in steps(self.forward(), [job], [prompt]):
             hits = job.hits()  # those that are certain so far
             yield from hits[given:]
             given = max(given, len(hits))
         yield from job.hits()[given:]
 
-    def _forward(self) -> TreeForward:
+    def forward(self) -> TreeForward:
+        """The model over a new, empty cache: what `steps` runs a batch of jobs on."""
         from zerogr_ray.decoding.forward import TreeForward
 
         return TreeForward(self.model, self.cache, self._prefixes)
 
-    def _job(self, request: Request, number: int, of: int) -> Job:
+    def job(self, request: Request, number: int = 0, of: int = 1) -> Job:
+        """The request as a job of a batch, on the index as it is now. Raises InputError."""
         if request.k < 1:
             raise InputError(f"k is {request.k}; ask for at least 1 document")
         if not request.query.strip():
@@ -159,7 +169,7 @@ class Retriever:
             raise InputError(f"{which} is empty; write a few words")
         return Job(request, self.live)
 
-    def _prompt(self, job: Job) -> tuple[list[int], int]:
+    def prompt(self, job: Job) -> tuple[list[int], int]:
         """Tokens of the prompt, and how many of the first depend on the instruction alone."""
         task = job.request.instruction or str(self.bundle.manifest["instruction"])
         tokens = self.format.prompts(task, [job.request.query], job.cfg.query_tokens)[0]

@@ -104,6 +104,22 @@ class LiveIndex:
         read = iter(old.to_pylist())
         return [next(read) if row < count else {x: getattr(added[row - count], x) for x in SHOWN} for row in rows]
 
+    def titles(self, docnos: Sequence[str]) -> dict[str, str]:
+        """docno -> title of those of these documents that the index holds now."""
+        rows, _ = self._held(self._state, docnos)
+        return {row["docno"]: row["title"] for row in self.at(rows.tolist())}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Documents as built, rows that live now, rows that were added and that are removed."""
+        state = self._state
+        return {
+            "built": self.bundle.trie.documents,
+            "living": state.view.entries,
+            "added": len(state.added),
+            "removed": len(state.view.removed),
+        }
+
     def rows_of(self, docnos: Sequence[str]) -> Ints:
         """Living rows of these documents, ascending. Raises InputError for a docno that is not in the index.
 
