@@ -17,6 +17,13 @@ NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """Names of indexes: they stand in addresses, in file names and in metrics."""
 
 
+class WriterConfig(LLMConfig):
+    """The language model that writes docids for documents that are added, one now and then."""
+
+    engine: Literal["auto", "vllm", "transformers"] = "transformers"
+    """For single documents vLLM's start and memory are not worth it."""
+
+
 class LimitsConfig(Strict):
     """What one request may ask for, and how many may wait."""
 
@@ -76,7 +83,7 @@ class ServiceConfig(Strict):
     limits: LimitsConfig = LimitsConfig()
     docids: DocIdConfig = DocIdConfig()
     """How a document that is added gets its docid."""
-    llm: LLMConfig = LLMConfig(engine="transformers")
+    llm: WriterConfig = WriterConfig()
     """The language model that writes it. It is loaded when the first document comes without a docid."""
     log_queries: bool = False
     """Write queries into the request log. They may be personal."""

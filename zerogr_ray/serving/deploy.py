@@ -17,7 +17,7 @@ from zerogr_ray.cluster import cores
 from zerogr_ray.errors import InputError
 from zerogr_ray.serving.app import create_app
 from zerogr_ray.serving.config import ServiceConfig, is_loopback
-from zerogr_ray.serving.errors import Overloaded
+from zerogr_ray.serving.errors import Overloaded, Unavailable
 from zerogr_ray.serving.keys import Key, Keys, read_keys
 from zerogr_ray.serving.loader import Arrays, Loader
 from zerogr_ray.serving.owner import TrieOwner
@@ -86,6 +86,9 @@ class Search:
             return str(await self._writer.write.remote(docno, title, text))
         except BackPressureError:
             raise Overloaded("more documents wait for a docid than may; try again later", 5.0) from None
+        except RayError:
+            log.exception("no docid was written")
+            raise Unavailable("the model that writes docids failed; send a docid with the document") from None
 
     def _shared(self, ref: VersionRef) -> Arrays | None:
         """The arrays of a version in this node's object store; None where the owner does not give them."""
