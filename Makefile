@@ -18,6 +18,7 @@ check: .venv/ready
 	$(BIN)/pytest -n auto --maxprocesses 4 -m "not model and not ray and not vllm and not slow and not gpu and not fault"
 
 test: check
+	@infra/browser.sh
 	$(BIN)/pytest -m "(model or ray or vllm or slow) and not gpu and not fault" --durations=10
 
 test-faults: .venv/ready

