@@ -11,12 +11,13 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zerogr_ray.adapters import find_adapted_model, read_adapter
 from zerogr_ray.cluster import ray_cluster, spare_cpus
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.documents import source_stamp
@@ -25,7 +26,7 @@ from zerogr_ray.corpus.terms import Frequencies, corpus_frequencies
 from zerogr_ray.docids.coverage import coverage
 from zerogr_ray.docids.distinct import distinct_key, make_distinct
 from zerogr_ray.docids.generate import WriteDocIds
-from zerogr_ray.errors import BuildError, IndexRefused
+from zerogr_ray.errors import BuildError, IndexRefused, ModelError
 from zerogr_ray.generation.writer import Writer, engine_resources
 from zerogr_ray.index.bundle import FORMAT, check_target, open_index
 from zerogr_ray.models import find_model, fingerprint, load_format
@@ -77,6 +78,7 @@ def build_index(
     model, llm = find_model(cfg.model), find_model(cfg.llm.model)
     prompt_format = load_format(model)
     load_format(llm)
+    cfg, writers = _writers(cfg, llm)
     reserved = rerank_token(prompt_format) if cfg.training.rerank_every else None
     with _only_builder(target.with_name(f".{target.name}.lock")), _only_builder(Path(folder.path) / ".lock"):
         check_target(target)
@@ -84,7 +86,7 @@ def build_index(
         source, facts = clock.time("corpus", lambda: normalise(corpus, folder, cfg.corpus, quiet))
         # Shards of all stages line up, so a stage depends on how the corpus is cut as well as on what is in it.
         layout = f"{facts['fingerprint']}/{cfg.corpus.shard_rows}"
-        plan = _Plan.of(cfg, layout, fingerprint(model), fingerprint(llm))
+        plan = _Plan.of(cfg, layout, fingerprint(model), [fingerprint(writer) for writer in writers])
         report = {"rejected": facts["rejected"], "rejects": facts["rejects"]}
         if (manifest := _current(target, plan.index)) is not None:
             return BuildReport(str(target), manifest["documents"], manifest["docids"], unchanged=True, **report)
@@ -96,7 +98,9 @@ def build_index(
         with ray_cluster():
             cfg = _with_devices(cfg, llm)
             known = corpus_frequencies(source, facts["sizes"], Output.at(folder, "terms", key_of("terms", 1, layout)))
-            clock.time("docids + queries", lambda: _generate(cfg, source, facts, known, docids, queries, quiet))
+            clock.time(
+                "docids + queries", lambda: _generate(cfg, writers, source, facts, known, docids, queries, quiet)
+            )
             if plan.distinct != plan.docids:
                 clock.time("distinct", lambda: _distinguish(cfg, source, docids, known, distinct, quiet))
             if plan.kept != plan.queries:
@@ -152,10 +156,10 @@ class _Plan:
     index: str
 
     @classmethod
-    def of(cls, cfg: IndexConfig, corpus: str, model: str, llm: str) -> _Plan:
-        docids = WriteDocIds(cfg.docids).key(corpus, llm)
+    def of(cls, cfg: IndexConfig, corpus: str, model: str, writers: Sequence[str]) -> _Plan:
+        docids = WriteDocIds(cfg.docids).key(corpus, writers[0])
         distinct = distinct_key(docids, cfg.docids) if cfg.docids.distinct else docids
-        queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, llm)
+        queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, writers[1])
         kept = filter_key(queries, cfg.queries) if cfg.queries.filter.active and cfg.queries.per_document else queries
         held = [cfg.training.held_out, cfg.training.held_out_most]
         pairs = key_of("pairs", 2, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
@@ -202,8 +206,23 @@ def _with_devices(cfg: IndexConfig, llm: Path) -> IndexConfig:
     return cfg.model_copy(update={"llm": generation, "training": training})
 
 
+def _writers(cfg: IndexConfig, llm: Path) -> tuple[IndexConfig, list[Path]]:
+    """The models that write docids and queries, and the settings with which their adapters were trained."""
+    models = []
+    for name in ("docids", "queries"):
+        table = getattr(cfg, name)
+        if table.adapter:
+            adapter = read_adapter(table.adapter)
+            if adapter.task != name:
+                raise ModelError(f"{name}.adapter: {table.adapter} writes {adapter.task}; take one that writes {name}")
+            cfg = cfg.model_copy(update={name: table.model_copy(update=adapter.settings)})
+        models.append(find_adapted_model(cfg.llm.model, table.adapter) if table.adapter else llm)
+    return cfg, models
+
+
 def _generate(
     cfg: IndexConfig,
+    writers: Sequence[Path],
     source: Output,
     facts: dict[str, Any],
     known: Frequencies,
@@ -211,15 +230,16 @@ def _generate(
     queries: Output,
     quiet: bool,
 ) -> None:
-    """Docids and pseudo-queries, written by the same engines in one pass over the shards."""
+    """Docids and pseudo-queries: by the same engines in one pass over the shards, where one model writes both."""
     tasks: list[tuple[ShardTask, Output]] = [
         (WriteDocIds(cfg.docids, known), docids),
         (WriteQueries(cfg.queries, cfg.instruction, cfg.seed, known), queries),
     ]
     sizes: dict[str, int] = facts["sizes"]
-    map_shards(
-        source, tasks, Writer, {"llm": cfg.llm}, engine_resources(cfg.llm), cfg.llm.engines, sizes.__getitem__, quiet
-    )
+    for writer in dict.fromkeys(writers):
+        own = [task for task, model in zip(tasks, writers, strict=True) if model == writer]
+        llm = cfg.llm.model_copy(update={"model": str(writer)})
+        map_shards(source, own, Writer, {"llm": llm}, engine_resources(llm), llm.engines, sizes.__getitem__, quiet)
     for _, output in tasks:
         if missing := sorted(set(sizes) - set(output.shards())):
             raise BuildError(f"{output.folder} lacks {missing[0]}; run the same command again")

@@ -73,6 +73,8 @@ class DocIdConfig(Strict):
     """What the LM is asked, before the document."""
     examples: int = Field(2, ge=0, le=8)
     """Worked examples before the document; 0 for a model that was fine-tuned to write docids."""
+    adapter: str = ""
+    """Folder of an adapter of llm.model that writes docids (see zerogr train); its prompt settings are taken."""
     distinct: bool = True
     """Documents that share a docid get one more word each (see docids/distinct.py); only identical ones share then."""
     distinct_rounds: int = Field(1, ge=0, le=8)
@@ -142,6 +144,8 @@ class QueryConfig(Strict):
     """Worked examples of the kind before the document; 0 for a model that was fine-tuned to write queries."""
     prompt: str = ""
     """What the LM is asked for queries of every kind, before the retrieval task; empty, each kind has its own line."""
+    adapter: str = ""
+    """Folder of an adapter of llm.model that writes queries (see zerogr train); its prompt settings are taken."""
     filter: FilterConfig = FilterConfig()
 
 
