@@ -49,6 +49,10 @@ SMALL = [
     "training.batch_examples=4",
     "--set",
     "training.checkpoint_seconds=0.5",
+    "--set",
+    "docids.distinct_rounds=0",
+    "--set",
+    "calibration.texts=2",
     "--instruction",
     "Given a question, retrieve the page that answers it.",
 ]

@@ -203,12 +203,14 @@ def p_value(T, rounds, rule, mode):
     return float(chisquare(observed, wanted, sum_check=False).pvalue)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("T", [0.5, 1.0, 1.5])
 @pytest.mark.parametrize("mode", ["reference", "exact"])
 def test_first_and_second_draw_have_the_probabilities_that_enumeration_gives(mode, T):
     assert p_value(T, 1500, "library", mode) > 1e-3  # the seeds are fixed: this passes always or never
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "mode"), [("never remove", "reference"), ("reference", "exact"), ("exact", "reference")]
 )

@@ -46,6 +46,7 @@ def test_there_are_enough_different_queries():
     assert len({query.qid for query in queries}) == len({query.text for query in queries}) == len(queries)
 
 
+@pytest.mark.slow
 def test_a_limit_is_kept_to_and_a_larger_one_only_adds(smallest, everything):
     larger = stdlib_documents(300)
     assert (len(smallest), len(larger)) == (SMALLEST, 300)
@@ -94,6 +95,7 @@ def test_queries_do_not_name_what_they_look_for():
     assert len(named) <= len(queries) // 10, named
 
 
+@pytest.mark.slow
 def test_a_new_process_writes_the_same_collection(tmp_path):
     write_stdlib_collection(tmp_path / "here", SMALLEST)
     code = (
@@ -108,6 +110,7 @@ def test_a_new_process_writes_the_same_collection(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_writing_again_touches_only_what_changed(tmp_path):
     write_stdlib_collection(tmp_path, SMALLEST)
     before = contents(tmp_path)

@@ -144,6 +144,7 @@ def test_a_run_that_was_killed_goes_on_with_the_shards_that_are_missing_to_the_s
     make_distinct(source, docids, output, DocIdConfig(), None, None, quiet=True)  # done: nothing is asked or written
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.sampled_from(["x", "y", "x 2"]), st.sampled_from(["", "p", "p q", "p p q", "q r", "2"])),

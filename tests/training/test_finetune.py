@@ -144,8 +144,14 @@ def test_an_index_built_with_a_rerank_head_can_order_by_it(base, tmp_path):
             "model": base,
             "corpus": {"shard_rows": 8},
             "llm": {"model": base, "engine": "transformers"},
-            "docids": {"max_new_tokens": 4, "examples": False},
-            "queries": {"max_new_tokens": 4, "per_document": 8, "examples": False},
+            "docids": {"max_new_tokens": 4, "examples": 0, "distinct_rounds": 0},
+            "calibration": {"texts": 0, "queries": 0},
+            "queries": {
+                "max_new_tokens": 4,
+                "per_document": 8,
+                "examples": 0,
+                "filter": {"repeats": 0, "shared": False, "round_trip": 0},
+            },
             "training": {
                 "method": "lora",
                 "rerank_every": 2,
