@@ -15,7 +15,7 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto --maxprocesses 4 -m "not model and not ray and not vllm and not slow and not gpu and not fault"
+	$(BIN)/pytest -n auto --maxprocesses 4 -p no:schemathesis -p no:anyio -m "not model and not ray and not vllm and not slow and not gpu and not fault"
 
 test: check
 	@infra/browser.sh

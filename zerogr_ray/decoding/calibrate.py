@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zerogr_ray.config import CacheConfig
 from zerogr_ray.decoding.cells import ROOT, Cell, Ints, Key
-from zerogr_ray.decoding.forward import TreeForward
 from zerogr_ray.index.trie import Trie
+
+if TYPE_CHECKING:
+    from zerogr_ray.decoding.forward import TreeForward
 
 Floats = NDArray[np.float32]
 
