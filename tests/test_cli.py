@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from unittest import mock
 
 import pytest
 
+from tests.command import zerogr
 from tests.decoding.test_retriever import make_index
 from tests.tiny import save_tiny
-from zerogr_ray.cli import main
 
 pytestmark = pytest.mark.model
-
-
-def zerogr(*arguments):
-    """Run the command in this process; returns (status, stdout, stderr)."""
-    out, err = io.StringIO(), io.StringIO()
-    with mock.patch.object(sys, "argv", ["zerogr", *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-    return status, out.getvalue(), err.getvalue()
 
 
 def complaint(*arguments):

@@ -13,11 +13,7 @@ import typer
 from zerogr_ray.config import IndexConfig, make_config, read_config
 from zerogr_ray.errors import InputError, ZeroGRError
 from zerogr_ray.evaluation import commands
-from zerogr_ray.options import Decoding, Draws, Json, Published, Quiet, Seed
-from zerogr_ray.options import decoding as _decoding
-from zerogr_ray.options import load as _load
-from zerogr_ray.options import print_json as _print_json
-from zerogr_ray.options import setting as _setting
+from zerogr_ray.options import Decoding, Draws, Json, Published, Quiet, Seed, decoding, load, print_json, setting
 from zerogr_ray.serving import commands as serving
 
 app = typer.Typer(
@@ -50,13 +46,13 @@ def index(
     from zerogr_ray.models import hush
 
     hush()
-    overrides = dict(_setting(text) for text in set_ or [])
+    overrides = dict(setting(text) for text in set_ or [])
     if instruction is not None:
         overrides["instruction"] = instruction
     cfg = read_config(config, IndexConfig, overrides) if config else make_config(IndexConfig, {}, overrides)
     report = build_index(corpus, out, cfg, work, quiet)
     if as_json:
-        _print_json(asdict(report))
+        print_json(asdict(report))
         return
     print(f"documents\t{report.documents}")
     print(f"docids\t{report.docids}")
@@ -89,14 +85,14 @@ def search(
     Example: zerogr search indexes/docs "how do I parse command line flags" -k 5
     """
     if index.startswith(("http://", "https://")):
-        given = dict(map(_setting, set_ or [])) | {"seed": seed, "draws": draws, "instruction": instruction}
+        given = dict(map(setting, set_ or [])) | {"seed": seed, "draws": draws, "instruction": instruction}
         serving.search_service(index, query, k, name, given, as_json)
         return
-    cfg = _decoding(index, published, seed, draws, set_)
-    retriever = _load(index)
+    cfg = decoding(index, published, seed, draws, set_)
+    retriever = load(index)
     hits = retriever.search(query, k, instruction, cfg)
     if as_json:
-        _print_json({"query": query, "index": retriever.bundle.manifest["key"], "hits": [asdict(hit) for hit in hits]})
+        print_json({"query": query, "index": retriever.bundle.manifest["key"], "hits": [asdict(hit) for hit in hits]})
         return
     for hit in hits:
         print(hit.rank, hit.docno, hit.docid, sep="\t")
@@ -131,13 +127,13 @@ def evaluate(
     from zerogr_ray.evaluation.report import table
     from zerogr_ray.models import DEFAULT_ENCODER
 
-    cfg = _decoding(index, published, seed, draws, set_)
+    cfg = decoding(index, published, seed, draws, set_)
     collection = read_collection(dataset, split)
-    retriever = _load(index)
+    retriever = load(index)
     result = evaluate_index(retriever, collection, cfg, k, bm25, quiet, encoder or (DEFAULT_ENCODER if dense else None))
     if as_json:
         about = {"dataset": collection.name, "split": split, "queries": result.queries, "decode": cfg.model_dump()}
-        _print_json({**about, **result.figures, "seconds": round(result.seconds, 1)})
+        print_json({**about, **result.figures, "seconds": round(result.seconds, 1)})
     else:
         print(table(result.figures))
     if run is not None:  # last, so that a path that cannot be written does not cost the figures
@@ -184,7 +180,7 @@ def compare(
     ]
     result = significance.compare(values[0], values[1], seed)
     if as_json:
-        _print_json({"metric": metric, "level": significance.LEVEL, "runs": paths, "found": found, **asdict(result)})
+        print_json({"metric": metric, "level": significance.LEVEL, "runs": paths, "found": found, **asdict(result)})
         return
     print("system", metric, "low", "high", "queries", "run", sep="\t")
     for name, row in (("A", result.a), ("B", result.b)):
@@ -229,7 +225,7 @@ def overlap(
     measure = "cosine of the encoder" if encoder else "tf-idf cosine of word 1-3-grams"
     if as_json:
         limits = {"instruction": near, "instruction_by": measure, "query": check.NEAR_QUERY}
-        _print_json({"near": limits, "collections": [asdict(result) for result in results]})
+        print_json({"near": limits, "collections": [asdict(result) for result in results]})
         return
     print(
         "near", f"instruction: {measure} >= {near}", f"query: Jaccard of word trigrams >= {check.NEAR_QUERY}", sep="\t"
@@ -253,7 +249,7 @@ def inspect(
 
     facts = inspect_index(local_path(index), samples)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     for name in ("index", "key", "instruction"):
         print(name, facts[name], sep="\t")
@@ -293,10 +289,10 @@ def train(
     hush()
     # A fine-tuned generator needs no worked examples in its prompt, and a folder of a few MB is what is asked for.
     defaults = {"queries.examples": 0, "docids.examples": 0, "training.method": "lora"}
-    cfg = make_config(FinetuneConfig, {}, {**defaults, **dict(map(_setting, set_ or []))})
+    cfg = make_config(FinetuneConfig, {}, {**defaults, **dict(map(setting, set_ or []))})
     report = finetune(task, data, out, cfg, without or [], most, licence, quiet)  # type: ignore[arg-type]
     if as_json:
-        _print_json(asdict(report))
+        print_json(asdict(report))
         return
     print(f"examples\t{report.examples}\theld out {report.held_out}")
     if report.rejected:
@@ -321,7 +317,7 @@ def demo(
 
     report = run_demo(folder, quiet)
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
         return
     print(report.as_text())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from heapq import nsmallest
@@ -21,9 +20,9 @@ from zerogr_ray.errors import BuildError
 from zerogr_ray.generation.writer import engine_resources
 from zerogr_ray.index.bundle import DOCUMENTS, Bundle, opened, write_index
 from zerogr_ray.index.trie import Trie
-from zerogr_ray.models import fingerprint, hush, load_format, load_model
+from zerogr_ray.models import fingerprint, hush, load_format
 from zerogr_ray.stage import Output, progress
-from zerogr_ray.store import Folder
+from zerogr_ray.store import Folder, hash64
 from zerogr_ray.training.record import training_record
 from zerogr_ray.training.validation import FEWEST
 
@@ -90,8 +89,8 @@ def calibration_texts(source: Output, cfg: CalibrationConfig, seed: int) -> tupl
     found: list[tuple[int, str]] = []
     for shard in source.shards():
         rows = source.folder.read_table(shard, ["docno", "title", "text"]).to_pylist()
-        for row in nsmallest(cfg.texts, rows, key=lambda row: _hash(seed, row["docno"])):
-            number = _hash(seed, row["docno"])
+        for row in nsmallest(cfg.texts, rows, key=lambda row: hash64(str(seed), row["docno"])):
+            number = hash64(str(seed), row["docno"])
             some = passages(row["text"], cfg.text_words, 64) or [row["title"] or row["docno"]]
             found.append((number, some[number % len(some)]))
         found = nsmallest(cfg.texts, found)
@@ -107,7 +106,7 @@ def held_queries(pairs: Output, most: int) -> list[tuple[str, str]]:
     for name in pairs.folder.names("held-", ".parquet"):
         table = pairs.folder.read_table(name).to_pydict()
         rows += zip(table["query"], table["docid"], strict=True)
-        rows = nsmallest(most, rows, key=lambda row: (_hash(*row), row))
+        rows = nsmallest(most, rows, key=lambda row: (hash64(*row), row))
     return rows if len(rows) >= min(most, FEWEST) else []
 
 
@@ -116,8 +115,7 @@ class _Judge:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], queries: list[tuple[str, str]], device: str) -> None:
         hush()
-        bundle = opened(folder, manifest)
-        self.retriever = Retriever(bundle, load_model(bundle.model, "auto", device), load_format(bundle.model))
+        self.retriever = Retriever.open(opened(folder, manifest), device)
         self.queries = queries
 
     def measure(self, cfg: DecodeConfig) -> float:
@@ -165,8 +163,3 @@ def _joined(shards: Iterable[pa.Table], rows: int = 1 << 18) -> pa.Table:
             chunks.append(pa.concat_tables(held).combine_chunks())
             held, count = [], 0
     return pa.concat_tables([*chunks, pa.concat_tables([DOCUMENTS.empty_table(), *held]).combine_chunks()])
-
-
-def _hash(*parts: Any) -> int:
-    digest = hashlib.blake2b(repr(parts).encode("utf-8", "replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")

@@ -112,6 +112,11 @@ def local_path(path: str | Path) -> Path:
     return Path(path).expanduser().absolute()
 
 
+def hash64(*parts: str) -> int:
+    """A 64-bit hash of texts, the same on every machine: it orders and chooses what must not depend on luck."""
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
 def key_of(*parts: Any) -> str:
     """16 hex digits that change when any part changes. Parts are JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]

@@ -2,15 +2,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerogr_ray.docids.clean import MAX_CHARS, STOP_WORDS
-from zerogr_ray.docids.rule import MOST, Frequencies, core_terms
+from zerogr_ray.corpus.terms import Frequencies
+from zerogr_ray.docids.clean import MAX_CHARS, STOP_WORDS, words_of
+from zerogr_ray.docids.rule import MOST, core_terms
 
 DOCUMENTS = [
     ("Merge sort", "Sort a list by merging two sorted lists. The sort is stable."),
     ("Quick sort", "Sort a list by a pivot. The sort is not stable."),
     ("Sourdough bread", "Bread that rises with wild yeast; yeast and bacteria make it sour."),
 ]
-COUNTED = Frequencies.of(DOCUMENTS)
+COUNTED = Frequencies.counted((f"{title}\n{text}" for title, text in DOCUMENTS), words_of)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_a_docid_goes_from_what_many_documents_say_to_what_one_says(document, do
 
 
 def test_idf_is_zero_for_a_word_of_every_document():
-    assert Frequencies.of([("a", "fox"), ("b", "fox")]).idf("fox") == 0
+    assert Frequencies.counted(["a fox", "b fox"], words_of).idf("fox") == 0
     assert COUNTED.idf("pivot") > COUNTED.idf("sort") > 0
 
 

@@ -38,11 +38,6 @@ def _local_ray():
 
 
 @pytest.fixture
-def source(tmp_path):
-    return save_tiny(tmp_path / "source")
-
-
-@pytest.fixture
 def shards(tmp_path):
     return write_shards(tmp_path / "shards", [30, 42])
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import save_tiny
 from tests.training.test_examples import write_shards
 from zerogr_ray.config import TrainingConfig
 from zerogr_ray.errors import BuildError
@@ -18,7 +17,7 @@ from zerogr_ray.training.examples import ExampleStream
 from zerogr_ray.training.loop import learning_rate, train
 from zerogr_ray.training.tasks import Retrieve
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("write_at_every_step")]
 
 CFG = TrainingConfig(epochs=2, batch_examples=6, learning_rate=3e-3, checkpoint_seconds=1e-6, pack_tokens=128)
 UNEVEN = CFG.model_copy(update={"batch_examples": 5})
@@ -30,21 +29,6 @@ TASK = Retrieve("Retrieve.", 96)
 
 class StoppedError(Exception):
     pass
-
-
-@pytest.fixture
-def source(tmp_path):
-    return save_tiny(tmp_path / "source")
-
-
-@pytest.fixture
-def shards(tmp_path):
-    return write_shards(tmp_path / "shards", [10, 14])
-
-
-@pytest.fixture(autouse=True)
-def _write_at_every_step(monkeypatch):
-    monkeypatch.setattr("zerogr_ray.training.loop.WRITING_SHARE", math.inf)
 
 
 def run(source, shards, folder, cfg=CFG, stop_after=None, fingerprint="f", rank=0, world=1, beside=(), **more):

@@ -6,7 +6,6 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import save_tiny, tiny_model
 from tests.training.test_batches import VOCAB, padded_training
-from tests.training.test_examples import write_shards
 from tests.training.test_loop import CFG, StoppedError, assert_same, run
 from zerogr_ray.adapters import describe_base, find_adapted_model, read_adapter
 from zerogr_ray.config import TrainingConfig
@@ -18,25 +17,10 @@ from zerogr_ray.training.examples import Example
 from zerogr_ray.training.lora import merged, prepared
 from zerogr_ray.training.losses import pack_losses
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("write_at_every_step")]
 
 LORA = CFG.model_copy(update={"method": "lora", "lora_rank": 4, "lora_alpha": 8, "learning_rate": 2e-2})
 IDS = torch.tensor([[3, 14, 15, 92, 65, 35]])
-
-
-@pytest.fixture
-def source(tmp_path):
-    return save_tiny(tmp_path / "source")
-
-
-@pytest.fixture
-def shards(tmp_path):
-    return write_shards(tmp_path / "shards", [10, 14])
-
-
-@pytest.fixture(autouse=True)
-def _write_at_every_step(monkeypatch):
-    monkeypatch.setattr("zerogr_ray.training.loop.WRITING_SHARE", float("inf"))
 
 
 @pytest.fixture

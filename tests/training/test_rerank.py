@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_batches import VOCAB, tokens
-from tests.training.test_examples import write_shards
 from tests.training.test_loop import CFG, StoppedError, assert_same
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.errors import ModelError
@@ -98,16 +97,6 @@ def candidates_beside(folder, shards, wrong=3):
         lists = [[f"d{(int(row['docid'][1:]) + n) % 24}" for n in range(1, wrong + 1)] for row in rows]
         pq.write_table(pa.table({"wrong": lists}), folder / shard.name)
     return sorted(folder.iterdir())
-
-
-@pytest.fixture
-def source(tmp_path):
-    return save_tiny(tmp_path / "source")
-
-
-@pytest.fixture
-def shards(tmp_path):
-    return write_shards(tmp_path / "shards", [10, 14])
 
 
 @pytest.fixture

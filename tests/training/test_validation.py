@@ -3,7 +3,6 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from tests.tiny import save_tiny
 from tests.training.test_examples import write_shards
 from tests.training.test_loop import CFG, StoppedError, assert_same, no_space, run
 from zerogr_ray.config import TrainingConfig
@@ -14,30 +13,15 @@ from zerogr_ray.training.checkpoints import read_log
 from zerogr_ray.training.pairs import held_out
 from zerogr_ray.training.validation import FEWEST, Validation, due, held_out_share, is_held_out
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("write_at_every_step")]
 
 EARLY = CFG.model_copy(update={"epochs": 4.0, "validations": 8, "patience": 2})
 """16 steps, measured after every second."""
 
 
 @pytest.fixture
-def source(tmp_path):
-    return save_tiny(tmp_path / "source")
-
-
-@pytest.fixture
-def shards(tmp_path):
-    return write_shards(tmp_path / "shards", [10, 14])
-
-
-@pytest.fixture
 def held(tmp_path):
     return write_shards(tmp_path / "held", [5])
-
-
-@pytest.fixture(autouse=True)
-def _write_at_every_step(monkeypatch):
-    monkeypatch.setattr(loop, "WRITING_SHARE", float("inf"))
 
 
 @pytest.fixture

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -67,14 +68,18 @@ class Frequencies:
         """Whether more than half of the documents hold `term`: it does not tell one from another."""
         return self.documents >= FEW and 2 * self.of(term) > self.documents
 
+    def idf(self, term: str) -> float:
+        """ln((N + 1) / (n + 1)); 0 for a term that every document holds."""
+        return math.log((self.documents + 1) / (self.of(term) + 1))
+
     @classmethod
-    def counted(cls, texts: Iterable[str]) -> Frequencies:
-        """Counts over `texts`."""
+    def counted(cls, texts: Iterable[str], terms_of: Callable[[str], Iterable[str]] = terms) -> Frequencies:
+        """Counts over `texts` of what `terms_of` finds in each."""
         counts: Counter[str] = Counter()
         documents = 0
         for text in texts:
             documents += 1
-            counts.update(set(terms(text)))
+            counts.update(set(terms_of(text)))
         # Ties are cut in the order of the terms, so that the same corpus gives the same counts.
         most = sorted(((-n, term) for term, n in counts.items() if n > 1))[:KEPT]
         return cls(documents, {term: -n for n, term in most})

@@ -26,7 +26,7 @@ from zerogr_ray.config import DocIdConfig
 from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.docids.term import PROMPT, TERMS, AddTerm, distinguish
 from zerogr_ray.stage import Output, ShardTask, progress
-from zerogr_ray.store import key_of
+from zerogr_ray.store import hash64, key_of
 
 Ask = Callable[[Output, list[tuple[ShardTask, Output]], Callable[[str], int]], None]
 """Runs tasks on the shards of a source that their outputs lack, with an LM; see stage.map_shards."""
@@ -93,7 +93,7 @@ class _DocIds:
         self.docids, self.source = docids, source
         self.shards = docids.shards()
         columns = (docids.folder.read_table(shard, ["docid"])["docid"] for shard in self.shards)
-        parts = [np.array([digest(docid) for docid in column.to_pylist()], dtype=np.uint64) for column in columns]
+        parts = [np.array([hash64(docid) for docid in column.to_pylist()], dtype=np.uint64) for column in columns]
         self.starts = np.cumsum([0, *map(len, parts)])
         self.rows = int(self.starts[-1])
         self.digests = np.concatenate(parts)
@@ -113,13 +113,13 @@ class _DocIds:
 
     def taken(self, docid: str) -> bool:
         """Whether a document has or had this docid."""
-        mine = digest(docid)
+        mine = hash64(docid)
         place = int(np.searchsorted(self.first, np.uint64(mine)))
         return mine in self.new or (place < len(self.first) and int(self.first[place]) == mine)
 
     def change(self, rows: Sequence[int], docid: str, origin: str) -> None:
         """Give the documents with these numbers another docid."""
-        mine = digest(docid)
+        mine = hash64(docid)
         self.new.add(mine)
         for row in rows:
             self.digests[row] = mine
@@ -235,8 +235,3 @@ def _batches(groups: list[list[list[int]]]) -> Iterator[list[list[list[int]]]]:
             held, documents = [], 0
     if held:
         yield held
-
-
-def digest(docid: str) -> int:
-    """8 bytes that stand for a docid."""
-    return int.from_bytes(hashlib.blake2b(docid.encode("utf-8", "replace"), digest_size=8).digest(), "big")

@@ -11,42 +11,20 @@ document with fewer different words than MOST has all of them for its docid.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 
-from zerogr_ray.corpus.terms import STOP_WORDS
+from zerogr_ray.corpus.terms import STOP_WORDS, Frequencies
 from zerogr_ray.docids.clean import MAX_CHARS, words_of
 
 MOST = 8
 MOST_OF_TITLE = 4
 
 
-@dataclass(frozen=True)
-class Frequencies:
-    """In how many documents of a collection each word occurs."""
-
-    documents: int
-    holding: Counter[str]
-
-    @classmethod
-    def of(cls, documents: Iterable[tuple[str, str]]) -> Frequencies:
-        """Count over (title, text) of every document."""
-        holding: Counter[str] = Counter()
-        total = 0
-        for title, text in documents:
-            holding.update({*words_of(title), *words_of(text)})
-            total += 1
-        return cls(total, holding)
-
-    def idf(self, word: str) -> float:
-        """ln((N + 1) / (n + 1)); 0 for a word that every document holds."""
-        return math.log((self.documents + 1) / (self.holding[word] + 1))
-
-
 def core_terms(title: str, text: str, frequencies: Frequencies, most: int = MOST) -> str:
-    """The docid of a document: at most `most` of its words, from general to specific; "" if it has no word."""
+    """The docid of a document: at most `most` of its words, from general to specific; "" if it has no word.
+
+    `frequencies` are of the words (see words_of) of the documents of its collection.
+    """
     of_title = [word for word in words_of(title) if word not in STOP_WORDS]
     of_text = [word for word in words_of(text) if word not in STOP_WORDS and any(map(str.isalpha, word))]
     counts = Counter(of_title + of_text)
@@ -60,7 +38,7 @@ def core_terms(title: str, text: str, frequencies: Frequencies, most: int = MOST
     # A long title with a short text: its other words are better than none.
     chosen += best([word for word in of_title if word not in chosen], most - len(chosen))
     place = {word: at for at, word in reversed(list(enumerate(of_title + of_text)))}
-    ordered = sorted(chosen, key=lambda word: (-frequencies.holding[word], place[word]))
+    ordered = sorted(chosen, key=lambda word: (-frequencies.of(word), place[word]))
     while len(docid := " ".join(ordered)) > MAX_CHARS and len(ordered) > 1:
         ordered.remove(max(ordered, key=len))  # a URL or an identifier; the words around it say more
     return docid[:MAX_CHARS]

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Bundle:
     next_prior: NDArray[np.float32] | None = None
     """(vocabulary,) the same for the token that comes first."""
 
-    @property
+    @cached_property
     def decode(self) -> DecodeConfig:
         """How to search it where a request does not say: what its build chose, else the published algorithm."""
         return DecodeConfig(**self.manifest.get("decode", {}))

@@ -17,7 +17,6 @@ filter costs O(n log n) in the number of queries.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from zerogr_ray.corpus.text import passages
 from zerogr_ray.queries.round_trip import Finder
 from zerogr_ray.rows import query_schema
 from zerogr_ray.stage import Output, map_shards, progress, sample_shards
-from zerogr_ray.store import key_of
+from zerogr_ray.store import hash64, key_of
 
 KEPT, REPEATS, NOT_FOUND, SHARED = range(4)
 """Why a query went, in the order of the tests."""
@@ -121,7 +120,7 @@ class JudgeQueries:
                     "docno": row["docno"],
                     "reasons": [REPEATS if r else NOT_FOUND if n else KEPT for r, n in zip(again, lost, strict=True)],
                     "ranks": ranks or [1] * len(sets),
-                    "digests": [_digest(words) for words in sets],
+                    "digests": [hash64(" ".join(sorted(words))) for words in sets],
                     "bare": not own,
                 }
             )
@@ -211,8 +210,3 @@ def _best(reasons: Sequence[int], ranks: Sequence[int]) -> int | None:
     if KEPT in reasons or not reasons:
         return None
     return min(range(len(reasons)), key=lambda place: (-reasons[place], ranks[place], place))
-
-
-def _digest(words: frozenset[str]) -> int:
-    text = " ".join(sorted(words))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -115,18 +115,7 @@ class WireHit(BaseModel):
     @classmethod
     def of(cls, hit: Hit, title: str) -> WireHit:
         """A hit and its document's title."""
-        return cls(
-            docno=hit.docno,
-            docid=hit.docid,
-            title=title,
-            rank=hit.rank,
-            score=hit.score,
-            draw=hit.draw,
-            temperature=hit.temperature,
-            logprob=hit.logprob,
-            docid_logprob=hit.docid_logprob,
-            rerank=hit.rerank,
-        )
+        return cls(title=title, **{name: getattr(hit, name) for name in cls.model_fields if name != "title"})
 
 
 class Timing(BaseModel):

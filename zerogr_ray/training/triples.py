@@ -15,10 +15,13 @@ from typing import Any
 
 from zerogr_ray.corpus.fields import RowError, clean, parse_object, pick, text
 from zerogr_ray.corpus.files import lines, locate
+from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.corpus.text import truncate_words
-from zerogr_ray.docids.rule import Frequencies, core_terms
+from zerogr_ray.docids.clean import words_of
+from zerogr_ray.docids.rule import core_terms
 from zerogr_ray.errors import InputError
 from zerogr_ray.rows import Rejected
+from zerogr_ray.store import hash64
 from zerogr_ray.training.validation import held_out_share, is_held_out
 
 SHARD_ROWS = 4096
@@ -126,15 +129,9 @@ def _thinned(rows: list[Triple], most: int | None) -> list[Triple]:
     for task, count in per_task.items():
         mine = [row for row in rows if row.task == task]
         # Another key than is_held_out's, or the rows with the lowest hashes would all be held out.
-        mine.sort(key=lambda row: _rank("chosen", row.query, row.text))
+        mine.sort(key=lambda row: hash64("chosen", row.query, row.text))
         chosen += mine[: min(most, count)]
     return chosen
-
-
-def _rank(*key: str) -> bytes:
-    from hashlib import blake2b
-
-    return blake2b("\0".join(key).encode("utf-8", "replace"), digest_size=8).digest()
 
 
 def learning_rows(task: str, triples: Iterable[Triple]) -> tuple[list[str], list[tuple[tuple[str, ...], str]]]:
@@ -151,7 +148,10 @@ def learning_rows(task: str, triples: Iterable[Triple]) -> tuple[list[str], list
     documents: dict[str, dict[tuple[str, str], None]] = {}
     for row in rows:
         documents.setdefault(row.task, {})[row.title, truncate_words(row.text, SHOWN_WORDS)] = None
-    counted = {name: Frequencies.of(found) for name, found in documents.items()}
+    counted = {
+        name: Frequencies.counted((f"{title}\n{body}" for title, body in found), words_of)
+        for name, found in documents.items()
+    }
     if task == "docids":
         found = [
             (title, body, core_terms(title, body, counted[name]))

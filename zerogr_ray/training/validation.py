@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from zerogr_ray.config import TrainingConfig
+from zerogr_ray.store import hash64
 
 FEWEST = 16
 """Held-out examples below which their loss says nothing."""
@@ -54,5 +54,4 @@ def is_held_out(share: float, *key: str) -> bool:
 
     h(key) / 2^64 < share, with h a 64-bit hash.
     """
-    digest = hashlib.blake2b("\0".join(key).encode("utf-8", "replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2.0**64
+    return hash64(*key) < share * 2.0**64
