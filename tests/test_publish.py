@@ -10,6 +10,8 @@ import pytest
 from tests.tiny import save_tiny
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
+from zerogr_ray.corpus.bags import make_bags
+from zerogr_ray.corpus.terms import whole_texts
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.models import load_format
@@ -21,7 +23,7 @@ from zerogr_ray.store import Folder
 pytestmark = pytest.mark.ray
 
 DOCIDS = ["red fox", "red hat", "web browser", "json files", "command line flags", "read command"]
-CFG = IndexConfig(instruction="Find it.", postings=True, calibration=CalibrationConfig(texts=2, queries=3))
+CFG = IndexConfig(instruction="Find it.", postings="terms", calibration=CalibrationConfig(texts=2, queries=3))
 
 
 @pytest.fixture
@@ -40,7 +42,11 @@ def left(tmp_path):
     (tuned.parent / "log.jsonl").write_text(
         '{"step": 1, "loss": 3.5, "tokens_per_second": 9.5}\n{"step": 2, "loss": 2.5, "tokens_per_second": 9.7}\n'
     )
-    return Left(*outputs, tuned, load_format(tuned))
+    fmt = load_format(tuned)
+    bags = Output.at(work, "bags", "k")
+    for shard in outputs[0].shards():
+        bags.folder.write_table(shard, make_bags(fmt, whole_texts(outputs[0], shard)))
+    return Left(*outputs, bags, tuned, fmt)
 
 
 def test_an_index_is_published_with_its_priors_and_the_best_way_to_search_it(left, tmp_path):

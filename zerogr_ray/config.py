@@ -222,9 +222,12 @@ class DecodeConfig(Strict):
     prior_weight: float = Field(0.0, ge=0)
     """λ: every mode decides by logit − λ · prior, the prior being how likely an edge is for any query."""
     plan_ahead: int = Field(0, ge=0)
-    """Search only the n documents whose docids, as bags of tokens, the prompt's own logits favour; 0: all."""
+    """Search only the n documents that the prompt's own next-token logits favour, as bags of tokens; 0: all."""
+    own_terms: float = Field(0.3, ge=0)
+    """Weight of the query's own tokens in that plan, beside those that the LM expects; for postings of terms."""
     lookahead: float = Field(0.0, ge=0)
-    """Weight, in mode best_first, of the best such favour below a node. Needs plan_ahead."""
+    """Every mode decides by logit + lookahead · (best plan score below the child − best below the node), so that a
+    docid is as likely as LM and plan together make it. Needs plan_ahead."""
     order: Literal["draw", "docid", "rerank"] = "draw"
     """Order of the hits: as drawn (published); by the calibrated log-probability of the whole docid; by the rerank
     head. The latter two take the best of all K draws."""
@@ -272,8 +275,10 @@ class IndexConfig(Strict):
     queries: QueryConfig = QueryConfig()
     training: TrainingConfig = TrainingConfig()
     calibration: CalibrationConfig = CalibrationConfig()
-    postings: bool = False
-    """Keep an inverted index of docid tokens, which searches with plan_ahead need: about 60 bytes per docid."""
+    postings: Literal["none", "docids", "terms"] = "terms"
+    """The inverted index that searches with plan_ahead need. docids: of the docids' tokens, about 60 bytes per docid.
+    terms: of the weighted terms of the documents' texts, 8 bytes for each of at most 256: some 500 bytes for an
+    abstract."""
     seed: int = 0
     """Seed of query sampling."""
 

@@ -34,6 +34,8 @@ class Left:
     source: Output
     docids: Output
     pairs: Output
+    bags: Output | None
+    """What the documents are about, as rows of corpus/bags.py's BAG; None where the index shall not hold it."""
     tuned: Path
     """Folder of the fine-tuned LM."""
     format: PromptFormat
@@ -75,7 +77,8 @@ def publish(
         left.format.end,
         left.tuned,
         about,
-        vocab=len(left.format.tokenizer) if cfg.postings else None,
+        vocab=None if cfg.postings == "none" else len(left.format.tokenizer),
+        bags=left.bags and pa.concat_tables(left.bags.folder.read_table(shard) for shard in left.bags.shards()),
         priors=priors if task.texts else None,
         choose=way if queries else None,
         training=training_record(left.tuned.parent),

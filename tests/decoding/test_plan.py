@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerogr_ray.decoding.plan import plan_ahead
+from zerogr_ray.corpus.bags import BAG
+from zerogr_ray.decoding.plan import bag_scores, plan_ahead, term_gain
 from zerogr_ray.index.postings import Postings
 
 VOCAB = 9
@@ -47,6 +48,52 @@ def test_a_plan_among_some_rows_is_the_best_of_them(docids, gain, n, rows):
     among = np.array(sorted(row for row in rows if row < len(docids)), dtype=np.int64)
     best = best_by_hand([docids[row] for row in among], gain, n)
     assert plan_ahead(build(docids), np.array(gain), n, among).tolist() == among[best].tolist()
+
+
+weighted_bags = st.lists(
+    st.dictionaries(st.integers(0, VOCAB - 1), st.integers(1, 255), max_size=6), min_size=1, max_size=40
+)
+
+
+def of_bags(bags):
+    rows = [dict(sorted(bag.items())) for bag in bags]
+    return Postings.of_bags(pa.table([[list(r) for r in rows], [list(r.values()) for r in rows]], schema=BAG), VOCAB)
+
+
+@settings(max_examples=60)
+@given(weighted_bags, gains, st.integers(1, 45))
+def test_weights_multiply_what_a_token_brings(bags, gain, n):
+    scores = [sum(weight * gain[token] for token, weight in bag.items()) for bag in bags]
+    best = sorted(sorted(range(len(bags)), key=lambda row: (-scores[row], row))[:n])
+    postings = of_bags(bags)
+    assert plan_ahead(postings, np.array(gain), n).tolist() == best
+    rows = np.arange(len(bags))
+    np.testing.assert_allclose(bag_scores(postings, np.array(gain), rows), np.array(scores) / 255, atol=1e-5)
+
+
+def test_reading_a_few_weighted_postings_finds_the_documents_that_stand_out():
+    rng = np.random.default_rng(0)
+    bags = [{int(v): int(rng.integers(1, 255)) for v in rng.choice(6, 4, replace=False)} for _ in range(4000)]
+    wanted = list(range(5, 4000, 100))
+    for row in wanted:
+        bags[row] = {6: 255, 7: 255}
+    gain = np.array([0, 0, 0, 0, 0, 0.1, 4, 3, 5], dtype=np.float32)
+    postings = of_bags(bags)
+    assert len(postings.tokens) > 16 * 400
+    assert plan_ahead(postings, gain, len(wanted), read=400).tolist() == wanted
+
+
+def test_the_gain_of_a_term_is_what_the_lm_expects_more_than_ever_and_what_the_query_says():
+    z, prior = np.log(np.array([0.5, 0.3, 0.1, 0.1])), np.log(np.array([0.02, 0.3, 0.01, 0.67]))
+    gain = term_gain(z.astype(np.float32), prior, (np.array([1]), np.array([1.0], dtype=np.float32)), 0.5)
+    g = np.log1p([max(0, np.log(25) - 1), 0, max(0, np.log(10) - 1), 0])
+    np.testing.assert_allclose(gain, g / np.linalg.norm(g) + [0, 0.5, 0, 0], rtol=1e-5)
+
+
+def test_a_prompt_that_expects_nothing_in_particular_leaves_the_query_s_own_terms():
+    z = np.log(np.full(4, 0.25, dtype=np.float32))
+    gain = term_gain(z, None, (np.array([2]), np.array([1.0], dtype=np.float32)), 0.3)
+    np.testing.assert_allclose(gain, [0, 0, 0.3, 0])
 
 
 class Counted:

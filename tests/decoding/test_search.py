@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -47,8 +48,8 @@ def finish(search, logits_at=made_up_logits):
     return asked
 
 
-def begin(trie, documents=10**9, prior_weight=0.0, view=None):
-    tree = SearchTree(view or View(trie), prior_weight)
+def begin(trie, documents=10**9, prior_weight=0.0, view=None, promises=None):
+    tree = SearchTree(view or View(trie), prior_weight, promises)
     tree.learn(0, answer(tree.view, 0, made_up_logits))
     return Harvest(tree, min(documents, tree.view.entries))
 
@@ -82,7 +83,7 @@ def test_every_mode_finds_every_document_once(mode, docids, seed):
         "sampling": lambda: Search(harvest, np.full(len(docids) + 3, 0.7), seed),
         "beam": lambda: Beam(harvest, len(docids)),
         "top_k": lambda: BestFirst(harvest, over_trie),
-        "best_first": lambda: BestFirst(harvest, over_vocabulary, lambda nodes: nodes % 7 / np.float32(2)),
+        "best_first": lambda: BestFirst(harvest, over_vocabulary),
         "exhaustive": lambda: Exhaustive(harvest),
     }[mode]()
     finish(search)
@@ -241,3 +242,45 @@ def test_noise_depends_on_seed_draw_and_child_alone(seed, draw, first):
     assert (gumbel(seed, draw, nodes[7:9]) == whole[7:9]).all()
     assert np.isfinite(whole).all()
     assert not np.array_equal(gumbel(seed, draw + 1, nodes), whole)
+
+
+def promised(trie, of_leaf):
+    """The most that is promised below each node, by a walk over the whole trie."""
+    promises = {}
+
+    def below(node):
+        first, last = trie.children(node)
+        promises[node] = max(map(below, range(first, last))) if last > first else of_leaf(node)
+        return promises[node]
+
+    below(0)
+    return promises
+
+
+@given(docids=docid_lists)
+def test_promises_add_up_along_a_path_to_that_of_its_leaf(docids):
+    trie, _ = Trie.build(docids, END)
+    promises = promised(trie, lambda leaf: float(leaf * 37 % 11))
+    plain, promising = begin(trie), begin(trie, promises=promises)
+    for harvest in (plain, promising):
+        finish(Exhaustive(harvest))
+    for leaf in leaves(Exhaustive(plain)):
+        path = plain.tree.path(leaf)
+        gained = sum(
+            float((tree.known[a].weights - tree.known[a].logits)[np.searchsorted(tree.children(a), b)])
+            for tree in (promising.tree,)
+            for a, b in pairwise(path)
+            if a in tree.known
+        )
+        assert gained == pytest.approx(promises[leaf] - promises[0], abs=1e-4)
+        assert promising.tree.logprob(path) == pytest.approx(plain.tree.logprob(path)), "reported is the LM's own"
+
+
+def test_a_promise_large_enough_decides_the_first_draw():
+    docids = [[1, 2, 3], [1, 2, 4], [2, 2], [3, 1, 1], [3, 1, 2]]
+    trie, order = Trie.build(docids, END)
+    for wanted in range(5):
+        row = order.tolist().index(wanted)
+        promises = promised(trie, lambda leaf, row=row: 50.0 * (row in trie.documents_of(leaf)))
+        search, _ = run(trie, temperatures(DecodeConfig(draws=5)), 0, promises=promises)
+        assert row in trie.documents_of(search.harvest.found[0].leaf)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zerogr_ray.corpus.bags import BAG
 from zerogr_ray.errors import IndexRefused
 from zerogr_ray.index import postings as module
 from zerogr_ray.index.postings import ARRAYS, Postings
@@ -37,6 +38,49 @@ def test_a_token_knows_its_documents_and_a_document_its_tokens_however_they_are_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SLICE", size)
         check(build(docids), docids)
+
+
+weighted_bags = st.lists(
+    st.dictionaries(st.integers(0, VOCAB - 1), st.integers(1, 255), max_size=6), min_size=1, max_size=30
+)
+
+
+def of_bags(bags, vocab=VOCAB):
+    rows = [dict(sorted(bag.items())) for bag in bags]
+    return Postings.of_bags(pa.table([[list(r) for r in rows], [list(r.values()) for r in rows]], schema=BAG), vocab)
+
+
+@settings(max_examples=40)
+@given(weighted_bags, st.integers(1, 9))
+def test_weights_stand_beside_the_tokens_in_both_views_and_a_bag_may_be_empty(bags, size):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SLICE", size)
+        postings = of_bags(bags)
+    first, offsets = postings.first.tolist(), postings.offsets.tolist()
+    for bag, a, b in zip(bags, first, first[1:], strict=False):
+        assert dict(zip(postings.tokens[a:b].tolist(), postings.weights[a:b].tolist(), strict=True)) == bag
+    for token, (a, b) in enumerate(pairwise(offsets)):
+        found = list(zip(postings.rows[a:b].tolist(), postings.row_weights[a:b].tolist(), strict=True))
+        assert found == [(row, bag[token]) for row, bag in enumerate(bags) if token in bag]
+    some = np.arange(0, len(bags), 2)
+    again = postings.bags(some).to_pylist()
+    assert [dict(zip(r["tokens"], r["weights"], strict=True)) for r in again] == [bags[row] for row in some]
+
+
+def test_weighted_postings_are_saved_and_mapped(tmp_path):
+    of_bags([{1: 200, 3: 5}, {}, {0: 255}]).save(tmp_path)
+    opened = Postings.open(tmp_path)
+    assert opened.weights.tolist() == [200, 5, 255]
+    assert opened.row_weights.tolist() == [255, 200, 5]
+    (tmp_path / "row_weights.npy").unlink()
+    with pytest.raises(IndexRefused, match="row_weights"):
+        Postings.open(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [[], [[VOCAB]], [[2, 1]], [[1, 1]]])
+def test_bags_that_are_none_are_refused(rows):
+    with pytest.raises(ValueError, match=r"documents|token"):
+        Postings.of_bags(pa.table([rows, [[1] * len(row) for row in rows]], schema=BAG), VOCAB)
 
 
 def test_chunks_and_slices_of_a_table_are_read_as_one_list():

@@ -103,6 +103,10 @@ def corpus_frequencies(source: Output, sizes: dict[str, int], output: Output) ->
 
 def whole_texts(source: Output, shard: str) -> list[str]:
     """Title and text of each document of a shard."""
-    table = source.folder.read_table(shard, ["title", "text"])
-    columns = table["title"].to_pylist(), table["text"].to_pylist()
+    return texts_of(source.folder.read_table(shard, ["title", "text"]))
+
+
+def texts_of(documents: Any) -> list[str]:
+    """Title and text of each row of an Arrow table of documents."""
+    columns = documents["title"].to_pylist(), documents["text"].to_pylist()
     return [f"{title}\n{text}" for title, text in zip(*columns, strict=True)]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from zerogr_ray.decoding.search import Harvest
-from zerogr_ray.decoding.tree import Branch, Floats, Ints
+from zerogr_ray.decoding.tree import Branch, Floats
 
 WIDTH = 32
 """Nodes that best-first search asks for in one wave, at most."""
@@ -62,17 +62,14 @@ class BestFirst:
     """Expands the node with the best score so far; a leaf is found when nothing scores better.
 
     With `over_trie` scores no child scores above its parent: the docids found are exactly the most probable ones, best
-    first (mode `top_k`). With `over_vocabulary` scores, calibrated or with a `lookahead`, that is a heuristic (mode
-    `best_first`). lookahead(nodes) adds to each node's place in the queue, never to what is reported.
+    first (mode `top_k`). With `over_vocabulary` scores, calibrated or with promises, that is a heuristic (mode
+    `best_first`).
     """
 
-    def __init__(
-        self, harvest: Harvest, score: Callable[[Branch], Floats], lookahead: Callable[[Ints], Floats] | None = None
-    ) -> None:
-        self.harvest, self.tree = harvest, harvest.tree
-        self.score, self.lookahead = score, lookahead
+    def __init__(self, harvest: Harvest, score: Callable[[Branch], Floats]) -> None:
+        self.harvest, self.tree, self.score = harvest, harvest.tree, score
         self.waves = 0
-        self._queue: list[tuple[float, float, int]] = [(0.0, 0.0, 0)]  # (−priority, score, node)
+        self._queue: list[tuple[float, int]] = [(0.0, 0)]  # (−score, node)
 
     def advance(self) -> list[int]:
         """Expand as far as the known nodes allow. Returns the nodes to learn before the next call; none when finished.
@@ -80,16 +77,19 @@ class BestFirst:
         Nodes that come after the first unknown one are looked at as well: they will be asked for in the same wave.
         """
         harvest, needed = self.harvest, list[int]()
-        later: list[tuple[float, float, int]] = []
+        later: list[tuple[float, int]] = []
         ahead = 0  # documents of leaves that wait behind an unknown node
         while self._queue and not harvest.enough and harvest.documents + ahead < harvest.wanted:
             entry = heapq.heappop(self._queue)
-            priority, score, node = entry
+            cost, node = entry
             children = self.tree.children(node)
             if len(children) == 1:
-                heapq.heappush(self._queue, (priority, score, int(children[0])))
+                heapq.heappush(self._queue, (cost, int(children[0])))
             elif node in self.tree.known:
-                self._expand(score, self.tree.known[node])
+                branch = self.tree.known[node]
+                costs = cost - self.score(branch).astype(np.float64)
+                for child in zip(costs.tolist(), branch.children.tolist(), strict=True):
+                    heapq.heappush(self._queue, child)
             elif len(children):
                 needed.append(node)
                 later.append(entry)
@@ -104,12 +104,6 @@ class BestFirst:
             heapq.heappush(self._queue, entry)
         self.waves += bool(needed)
         return needed
-
-    def _expand(self, score: float, branch: Branch) -> None:
-        scores = score + self.score(branch).astype(np.float64)
-        priority = scores if self.lookahead is None else scores + self.lookahead(branch.children)
-        for entry in zip((-priority).tolist(), scores.tolist(), branch.children.tolist(), strict=True):
-            heapq.heappush(self._queue, entry)
 
 
 class Exhaustive:

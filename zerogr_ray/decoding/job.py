@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import DecodeConfig
+from zerogr_ray.corpus.bags import query_bag
 from zerogr_ray.decoding.cells import ROOT, Answer, Cell
 from zerogr_ray.decoding.frontier import Beam, BestFirst, Exhaustive, over_trie, over_vocabulary
-from zerogr_ray.decoding.plan import plan_ahead
+from zerogr_ray.decoding.plan import bag_scores, docid_gain, plan_ahead, term_gain
 from zerogr_ray.decoding.schedule import temperatures
 from zerogr_ray.decoding.score import DocidScores, Score
 from zerogr_ray.decoding.search import Drawn, Harvest, Search
-from zerogr_ray.decoding.tree import Floats, Ints, SearchTree
+from zerogr_ray.decoding.tree import SearchTree
 from zerogr_ray.errors import InputError
 from zerogr_ray.index.live import LiveIndex
 from zerogr_ray.index.view import View
@@ -48,9 +50,10 @@ class Request:
 class Job:
     """A search that says what it needs of the LM and is told, whatever else shares its batch."""
 
-    def __init__(self, request: Request, live: LiveIndex) -> None:
+    def __init__(self, request: Request, live: LiveIndex, fmt: PromptFormat) -> None:
         """Raises InputError for a request that this index cannot answer."""
-        self.request, self.live = request, live
+        self.request, self.live, self.format = request, live, fmt
+        self._promises: dict[int, float] | None = None
         rows = None if request.docnos is None else live.rows_of(request.docnos)  # first: a later view has these rows
         self.view: View = live.view if rows is None else live.view.restricted(rows)
         bundle = live.bundle
@@ -65,7 +68,7 @@ class Job:
         if cfg.mode == "exhaustive" and self.view.entries > EXHAUSTIVE:
             raise InputError(f"mode exhaustive scores {EXHAUSTIVE} docids at most, not {self.view.entries}")
         if cfg.plan_ahead and bundle.postings is None:
-            raise InputError(f"{bundle.path} has no postings for plan_ahead; build it again with --set postings=true")
+            raise InputError(f"{bundle.path} has no postings for plan_ahead; build it again with --set postings=terms")
         if cfg.prior_weight and bundle.priors is None:
             raise InputError(f"{bundle.path} has no edge priors; set prior_weight to 0")
         if cfg.lookahead and not cfg.plan_ahead:
@@ -88,19 +91,25 @@ class Job:
 
         Documents added since the index was built have no postings and are always searched.
         """
-        bundle, count = self.live.bundle, self.view.base.documents
+        bundle, count, cfg = self.live.bundle, self.view.base.documents, self.cfg
         assert bundle.postings is not None
         vocab = bundle.postings.vocab
-        self._gain_V = next_logprobs[:vocab] - (0.0 if bundle.next_prior is None else bundle.next_prior[:vocab])
+        logprobs, prior = next_logprobs[:vocab], None if bundle.next_prior is None else bundle.next_prior[:vocab]
+        if bundle.postings.weights is None:
+            gain = docid_gain(logprobs, prior)
+        else:
+            gain = term_gain(logprobs, prior, query_bag(self.format, self.request.query), cfg.own_terms)
         among = None if self.view.filter is None else self.view.filter.rows[self.view.filter.rows < count]
-        planned = plan_ahead(bundle.postings, self._gain_V, self.cfg.plan_ahead, among)
+        planned = plan_ahead(bundle.postings, gain, cfg.plan_ahead, among)
         self.view = self.view.restricted(np.concatenate([planned, np.arange(count, self.view.documents)]))
+        if cfg.lookahead:
+            self._promises = self._promised(gain)
 
     def run(self) -> Generator[list[Cell], list[Answer], None]:
         """Yields the cells it needs, ROOT's answer first; is sent their answers; ends when `hits` can be called."""
         if not self.view.entries:
             return
-        self.tree = tree = SearchTree(self.view, self.cfg.prior_weight)
+        self.tree = tree = SearchTree(self.view, self.cfg.prior_weight, self._promises)
         tree.learn(ROOT, (yield [Cell(ROOT, ROOT, 0, self.view.tokens(tree.children(ROOT)))])[0])
         self.search = self._search(tree)
         while needed := self.search.advance():
@@ -151,24 +160,32 @@ class Job:
         if cfg.mode == "top_k":
             return BestFirst(harvest, over_trie)
         if cfg.mode == "best_first":
-            return BestFirst(harvest, over_vocabulary, self._lookahead() if cfg.lookahead else None)
+            return BestFirst(harvest, over_vocabulary)
         if cfg.mode == "exhaustive":
             return Exhaustive(harvest)
         T_K = np.full(draws, cfg.temperature) if cfg.mode == "sampling" else temperatures(cfg, draws)
         return Search(harvest, T_K, cfg.seed, exact=cfg.mode == "exact")
 
-    def _lookahead(self) -> Callable[[Ints], Floats]:
-        """For each node, the most that the tokens still to come below it promise, as a bag (see plan.py)."""
-        best: dict[int, float] = {}
+    def _promised(self, gain: NDArray[np.float32]) -> dict[int, float]:
+        """For every node above the rows of the view, `lookahead` times the best plan score of a row below it.
+
+        A row added since the build is scored by its docid's tokens, as if it were about nothing else.
+        """
+        bundle, count = self.live.bundle, self.view.base.documents
+        assert bundle.postings is not None
         assert self.view.filter is not None
-        for leaf in np.unique(self.view.leaves(self.view.filter.rows)).tolist():
-            path = self.tree.path(leaf)
-            docid = self.live.docid_tokens(int(self.view.rows(leaf)[0]))
-            for depth, node in enumerate(path):
-                rest = list(set(docid[depth:]))
-                best[node] = max(best.get(node, -np.inf), float(self._gain_V[rest].sum()))
-        weight = self.cfg.lookahead
-        return lambda nodes: np.array([weight * best[node] for node in nodes.tolist()], dtype=np.float32)
+        rows = self.view.filter.rows
+        scores = bag_scores(bundle.postings, gain, rows[rows < count]).tolist()
+        for row in rows[rows >= count].tolist():
+            own = list(set(self.live.docid_tokens(row)))
+            scores.append(float(gain[own].sum()) / (1.0 if bundle.postings.weights is None else len(own) ** 0.5))
+        promises: dict[int, float] = {}
+        leaves = self.view.leaves(rows).tolist()
+        for score, node in sorted(zip(scores, leaves, strict=True), reverse=True):
+            while node not in promises:  # who comes later promises less
+                promises[node] = self.cfg.lookahead * score
+                node = self.view.parent(node) if node != ROOT else ROOT
+        return promises
 
     def _score(self, leaf: int) -> Score:
         return self.scores.of(leaf, self.live.tail_prior(int(self.view.rows(leaf)[0])))

@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from zerogr_ray.corpus.bags import STEPS
 from zerogr_ray.index.postings import Postings
 
 LOWEST = np.float32(-1e4)  # a token that cannot be written; sums of a docid's tokens still keep three decimals
+FLOOR = 1.0
+"""Nats by which a token has to be likelier than for any text to count as something that the query asks for."""
+
 SLICE = 1 << 14  # documents scored at once: what is looked up stays in the second-level cache
 
 
@@ -20,11 +24,10 @@ def plan_ahead(
 ) -> NDArray[np.int64]:
     """Rows of the `n` documents with the best bag of tokens, ascending; the lower row where scores are equal.
 
-        score(docid) = sum over its distinct tokens v of gain_V[v],    gain_V = z - mean of z over calibration texts
+        score(document) = sum over the tokens v of its bag of weight[v] · gain_V[v]
 
-    z are the next-token log-probabilities behind the prompt (notes/feasibility.md: "Planning ahead"). Every token of
-    the docid counts, those with a negative gain too. A gain that is NaN or infinite counts as -10,000. `among`: only
-    of these rows, ascending, all of which are scored.
+    For gains see `docid_gain` and `term_gain`. Every token of the bag counts, those with a negative gain too. A gain
+    that is NaN or infinite counts as -10,000. `among`: only of these rows, ascending, all of which are scored.
 
     Up to 16 * `read` postings every document is scored and the answer is exact: that takes no longer than reading
     `read` postings, which have to be sorted. Beyond that at most `read` postings, of the tokens with the highest gain,
@@ -41,8 +44,7 @@ def plan_ahead(
         raise ValueError(f"{len(gain_V)} gains for a vocabulary of {postings.vocab}")
     if n >= (postings.documents if among is None else len(among)):
         return np.arange(postings.documents) if among is None else among
-    gain = np.asarray(gain_V[: postings.vocab], dtype=np.float32)
-    gain = np.where(np.isfinite(gain), gain, LOWEST)
+    gain = _finite(gain_V, postings)
     if among is not None:
         return among[_best(_scores_of(postings, gain, among), n)]
     if len(postings.tokens) > 16 * read:
@@ -52,43 +54,104 @@ def plan_ahead(
     return _best(_all_scores(postings, gain), n)
 
 
+def docid_gain(logprobs_V: NDArray[np.float32], prior_V: NDArray[np.floating] | None) -> NDArray[np.float32]:
+    """Gains for bags of docid tokens: z - z̄, shape (V,).
+
+    z are the next-token log-probabilities behind the prompt, z̄ their mean over calibration texts
+    (notes/feasibility.md: "Planning ahead").
+    """
+    return logprobs_V if prior_V is None else logprobs_V - prior_V
+
+
+def term_gain(
+    logprobs_V: NDArray[np.float32],
+    prior_V: NDArray[np.floating] | None,
+    own: tuple[NDArray[np.int64], NDArray[np.float32]],
+    own_weight: float,
+) -> NDArray[np.float32]:
+    """Gains for weighted bags of terms, shape (V,): what the LM would write next, and what the query says itself.
+
+        gain = g / |g| + own_weight · q,    g = ln(1 + max(0, z - z̄ - FLOOR))
+
+    q, of unit length, holds the query's own tokens: `own` is (tokens, weights). As in SPLADE the logarithm keeps one
+    token from deciding alone; what is not FLOOR nats likelier than for any text at all is noise.
+    """
+    prior = np.float32(-np.log(len(logprobs_V))) if prior_V is None else prior_V
+    gain: NDArray[np.float32] = np.log1p(np.maximum(logprobs_V - prior - FLOOR, 0.0, dtype=np.float32))
+    gain /= max(float(np.linalg.norm(gain)), 1e-9)
+    tokens, weights = own
+    gain[tokens] += np.float32(own_weight) * weights
+    return gain
+
+
+def bag_scores(postings: Postings, gain_V: NDArray[np.floating], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Score of each document in `rows`, as plan_ahead has it."""
+    return _scores_of(postings, _finite(gain_V, postings), rows)
+
+
+def _finite(gain_V: NDArray[np.floating], postings: Postings) -> NDArray[np.float32]:
+    gain = np.asarray(gain_V[: postings.vocab], dtype=np.float32)
+    return np.where(np.isfinite(gain), gain, LOWEST)
+
+
 def _all_scores(postings: Postings, gain: NDArray[np.float32]) -> NDArray[np.float32]:
     """Score of every document, shape (D,): one look-up a token, 4 to 6 ns each."""
     scores = np.empty(postings.documents, dtype=np.float32)
     for row in range(0, len(scores), SLICE):
         starts = postings.first[row : row + SLICE + 1].astype(np.int64)
         found = gain.take(postings.tokens[starts[0] : starts[-1]], mode="clip")  # "raise" would check every index first
-        np.add.reduceat(found, starts[:-1] - starts[0], out=scores[row : row + SLICE])
+        if postings.weights is None:
+            np.add.reduceat(found, starts[:-1] - starts[0], out=scores[row : row + SLICE])
+        else:
+            found *= postings.weights[starts[0] : starts[-1]]
+            scores[row : row + SLICE] = _sums(found, starts - starts[0])
     return scores
+
+
+def _sums(values: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Sums of values[starts[i] : starts[i + 1]] over STEPS; 0 for an empty bag."""
+    sums = np.zeros(len(starts) - 1, dtype=np.float32)
+    some = starts[1:] > starts[:-1]
+    if some.any():
+        sums[some] = np.add.reduceat(values, starts[:-1][some]) / np.float32(STEPS)
+    return sums
 
 
 def _scores_of(postings: Postings, gain: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Score of each document in `rows`, to the last bit as `_all_scores` has it."""
     starts = postings.first[rows].astype(np.int64)
     lengths = postings.first[rows + 1].astype(np.int64) - starts
-    at = np.cumsum(lengths) - lengths
-    where = np.repeat(starts - at, lengths) + np.arange(int(lengths.sum()))
-    return np.add.reduceat(gain[postings.tokens[where]], at)
+    at = np.concatenate([[0], np.cumsum(lengths)])
+    where = np.repeat(starts - at[:-1], lengths) + np.arange(at[-1])
+    found = gain[postings.tokens[where]]
+    if postings.weights is None:
+        return np.add.reduceat(found, at[:-1])
+    return _sums(found * postings.weights[where], at)
 
 
 def _candidates(postings: Postings, gain: NDArray[np.float32], most: int, read: int) -> NDArray[np.int64]:
     """Rows of the `most` documents, ascending, whose estimated score is best, by reading at most `read` postings.
 
-    A list longer than a quarter of that is passed over: one such token would end the reading.
+    A list longer than a quarter of that is passed over: one such token would end the reading. Of weighted bags, whose
+    gains are 0 for most tokens, what was not read counts as 0.
     """
     held = np.diff(postings.offsets).astype(np.int64)
     lists = np.argsort(-gain, kind="stable")
-    lists = lists[(held[lists] > 0) & (held[lists] <= read // 4)]
+    weighted = postings.row_weights is not None
+    lists = lists[(held[lists] > 0) & (held[lists] <= read // 4) & (gain[lists] > (0 if weighted else -np.inf))]
     lists = lists[np.cumsum(held[lists]) <= read]
     if not len(lists):
         return np.zeros(0, dtype=np.int64)
     unread = held.copy()
     unread[lists] = 0
-    average = np.float32((gain * unread).sum() / max(1, unread.sum()))
+    average = np.float32(0 if weighted else (gain * unread).sum() / max(1, unread.sum()))
     # One sort brings a document's postings together: the row in the upper half of a key, what it adds in the lower.
-    spans = zip(postings.offsets[lists].tolist(), postings.offsets[lists + 1].tolist(), strict=True)
+    spans = list(zip(postings.offsets[lists].tolist(), postings.offsets[lists + 1].tolist(), strict=True))
     keys = np.concatenate([postings.rows[start:end] for start, end in spans]).astype(np.uint64) << np.uint64(32)
-    keys |= np.repeat((gain[lists] - average).view(np.uint32), held[lists])
+    adds = np.repeat(gain[lists] - average, held[lists])
+    if postings.row_weights is not None:
+        adds *= np.concatenate([postings.row_weights[start:end] for start, end in spans])
+    keys |= adds.view(np.uint32)
     keys.sort()
     rows = (keys >> np.uint64(32)).astype(np.int64)
     firsts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))

@@ -167,7 +167,7 @@ class Retriever:
         if not request.query.strip():
             which = f"query {number + 1} of {of}" if of > 1 else "the query"
             raise InputError(f"{which} is empty; write a few words")
-        return Job(request, self.live)
+        return Job(request, self.live, self.format)
 
     def prompt(self, job: Job) -> tuple[list[int], int]:
         """Tokens of the prompt, and how many of the first depend on the instruction alone."""

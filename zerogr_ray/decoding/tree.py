@@ -5,7 +5,7 @@ The LM's logits at a node depend on (prompt, path) alone, so whatever the mode, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,7 +24,8 @@ class Branch:
     """A visited node that is not a leaf, with its C living children in ascending order.
 
     logits:     (C,) as the LM gave them
-    weights:    (C,) logits less the weighted priors of the edges: what every mode decides by
+    weights:    (C,) what every mode decides by: logits less the weighted priors of the edges, plus what a plan promises
+                below each child beyond what it promises below this node
     log_rest:   log sum exp of `logits`: over the children
     log_total:  the same over the whole vocabulary
     """
@@ -39,9 +40,13 @@ class Branch:
 class SearchTree:
     """The visited part of a trie, for one prompt."""
 
-    def __init__(self, view: View, prior_weight: float = 0.0) -> None:
-        """Decide by logit − prior_weight · prior (λ in the README; 0 is the published algorithm)."""
-        self.view, self.prior_weight = view, prior_weight
+    def __init__(self, view: View, prior_weight: float = 0.0, promises: Mapping[int, float] | None = None) -> None:
+        """Decide by logit − prior_weight · prior (λ in the README; 0 is the published algorithm).
+
+        `promises` says of every node in the view the most that is promised of a leaf below it, in nats. Along a path
+        the differences add up to the promise of its leaf.
+        """
+        self.view, self.prior_weight, self.promises = view, prior_weight, promises
         self.known: dict[int, Branch] = {}
         self.beyond: dict[Key, Answer] = {}  # after leaves and the cells behind them
         self._children: dict[int, Ints] = {}
@@ -92,7 +97,10 @@ class SearchTree:
         children, logits = self.children(key), answer.logits
         weights = logits
         if self.prior_weight:
-            weights = logits - np.float32(self.prior_weight) * self.view.priors(children)
+            weights = weights - np.float32(self.prior_weight) * self.view.priors(children)
+        if self.promises is not None:
+            below = np.array([self.promises[child] for child in children.tolist()], dtype=np.float32)
+            weights = weights + (below - np.float32(self.promises[key]))
         top = float(logits.max())
         log_rest = top + float(np.log(np.exp(logits - top, dtype=np.float64).sum()))
         self.known[key] = Branch(children, logits, weights, log_rest, answer.log_total)

@@ -62,7 +62,7 @@ def usual_modes(bundle: Bundle) -> list[str]:
 
 def check_modes(retriever: Retriever, texts: Sequence[str], base: DecodeConfig) -> dict[str, DecodeConfig]:
     """The configuration of each mode, in order. Raises InputError for one that this index cannot answer."""
-    from zerogr_ray.decoding.job import Job, Request
+    from zerogr_ray.decoding.job import Request
 
     modes: dict[str, DecodeConfig] = {}
     for text in texts:
@@ -70,7 +70,7 @@ def check_modes(retriever: Retriever, texts: Sequence[str], base: DecodeConfig) 
             raise InputError(f"--mode {text} is given twice; give it once")
         modes[text] = parse_mode(text, base, retriever.bundle.manifest.get("decode"))
         try:
-            Job(Request("any", config=modes[text]), retriever.live)
+            retriever.job(Request("any", config=modes[text]))
         except InputError as error:
             raise InputError(f"--mode {text}: {error}") from None
     return modes

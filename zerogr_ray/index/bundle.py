@@ -5,7 +5,7 @@
     documents.arrow    docno, docid, tokens, title in the trie's document order
     by_docno.npy       numbers of the documents, sorted by docno
     owners.npy         whose each document is, where one has several docids
-    postings/*.npy     see postings.py; only where asked for
+    postings/*.npy     see postings.py; absent where not asked for
     training.jsonl     loss of each training step, one JSON object a line; absent where nothing was trained
     model/             safetensors, tokenizer, chat template
 
@@ -118,6 +118,7 @@ def write_index(
     model: Path,
     facts: dict[str, Any],
     vocab: int | None = None,
+    bags: pa.Table | None = None,
     priors: Callable[[Trie, pa.Table], dict[str, NDArray[Any]]] | None = None,
     choose: Callable[[Bundle], dict[str, Any]] | None = None,
     training: bytes = b"",
@@ -125,7 +126,8 @@ def write_index(
     """Build the index of these documents and publish it as `out`, replacing an index that is there.
 
     `documents` has the columns of DOCUMENTS, `end` is the end-of-turn token, `facts` go into the manifest. With
-    `vocab`, the model's number of tokens, it gets postings (see postings.py). `priors`, given the trie and the
+    `vocab`, the model's number of tokens, it gets postings (see postings.py): of `bags`, what each document is about as
+    a row of corpus/bags.py's BAG, or without them of the docids' tokens. `priors`, given the trie and the
     documents in its order, makes the arrays of PRIORS. `choose`, given the index before it is published, adds facts to
     its manifest, such as `decode`; `training` becomes training.jsonl. Returns the manifest.
     """
@@ -146,7 +148,8 @@ def write_index(
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
         if vocab:
-            Postings.build(ordered["tokens"], vocab).save(folder / "postings")
+            made = Postings.of_bags(take(bags, order), vocab) if bags else Postings.build(ordered["tokens"], vocab)
+            made.save(folder / "postings")
         if training:
             (folder / TRAINING).write_bytes(training)
         shutil.copytree(model, folder / "model")

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from zerogr_ray.corpus.bags import BAG, STEPS
 from zerogr_ray.errors import BuildError, InputError
 from zerogr_ray.index.bundle import DOCUMENTS, Bundle, take, write_index
 from zerogr_ray.index.trie import Trie
@@ -182,21 +183,38 @@ class LiveIndex:
         if not priors:
             facts.pop("decode", None)  # it was chosen for an index with priors
         vocab = bundle.postings.vocab if bundle.postings else None
+        bags = self._bags(state) if bundle.postings and bundle.postings.weights is not None else None
         return write_index(
-            out, self._table(state), self.end, bundle.model, facts, vocab, priors, training=bundle.training
+            out, self._table(state), self.end, bundle.model, facts, vocab, bags, priors, training=bundle.training
         )
 
     def _table(self, state: _State) -> pa.Table:
-        removed, count = state.view.removed, self.bundle.trie.documents
         old = self.bundle.documents
-        if len(removed) and removed[0] < count:
-            kept = np.ones(count, dtype=bool)
-            kept[removed[: removed.searchsorted(count)]] = False
+        kept = self._kept(state)
+        if not kept.all():
             old = old.filter(pa.array(kept))
-        living = ~is_among(removed, np.arange(count, count + len(state.added)))
-        new = [entry for entry, lives in zip(state.added, living.tolist(), strict=True) if lives]
-        columns = [[getattr(entry, name) for entry in new] for name in DOCUMENTS.names]
+        columns = [[getattr(entry, name) for entry in self._new(state)] for name in DOCUMENTS.names]
         return pa.concat_tables([old, pa.table(columns, schema=DOCUMENTS)])
+
+    def _bags(self, state: _State) -> pa.Table:
+        """What the rows of `_table` are about; of what was added only the docid is known."""
+        assert self.bundle.postings is not None
+        tokens = [sorted(set(entry.tokens)) for entry in self._new(state)]
+        added = pa.table([tokens, [[round(STEPS / len(bag) ** 0.5)] * len(bag) for bag in tokens]], schema=BAG)
+        return pa.concat_tables([self.bundle.postings.bags(np.flatnonzero(self._kept(state))), added])
+
+    def _kept(self, state: _State) -> NDArray[np.bool_]:
+        """Whether each row of the index lives."""
+        removed, count = state.view.removed, self.bundle.trie.documents
+        kept = np.ones(count, dtype=bool)
+        kept[removed[: removed.searchsorted(count)]] = False
+        return kept
+
+    def _new(self, state: _State) -> list[Entry]:
+        """What was added and lives."""
+        count = self.bundle.trie.documents
+        living = ~is_among(state.view.removed, np.arange(count, count + len(state.added)))
+        return [entry for entry, lives in zip(state.added, living.tolist(), strict=True) if lives]
 
     def _tokens(self, row: int, added: list[Entry]) -> list[int]:
         count = self.bundle.trie.documents

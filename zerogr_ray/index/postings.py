@@ -1,11 +1,16 @@
-"""Which docids hold a token and which tokens a docid holds: two views of one bag of tokens, as flat arrays.
+"""Which documents hold a token and which tokens a document holds: two views of one bag of tokens, as flat arrays.
 
     first    (D + 1,)  the distinct tokens of document i are tokens[first[i] : first[i + 1]]
-    tokens   (P,)      ascending within a document; a token that a docid repeats is there once
+    tokens   (P,)      ascending within a document
     offsets  (V + 1,)  the documents that hold token v are rows[offsets[v] : offsets[v + 1]]
     rows     (P,)      numbers of the documents in the trie's order, ascending within a token
 
-Planning ahead finds documents through the second pair and scores them by the first; see decoding/plan.py.
+The bag is that of a document's docid, where every token counts the same, or that of its text (corpus/bags.py), with
+
+    weights      (P,)  how much each of `tokens` counts, in steps of 1/255
+    row_weights  (P,)  the same beside `rows`
+
+Planning ahead finds documents through the second view and scores them by the first; see decoding/plan.py.
 """
 
 from __future__ import annotations
@@ -17,12 +22,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from zerogr_ray.corpus.bags import BAG
 from zerogr_ray.errors import IndexRefused
 
 ARRAYS = ("first", "tokens", "offsets", "rows")
-KINDS = {"first": ("uint32", "uint64"), "tokens": ("uint16", "uint32"), "offsets": ("uint64",), "rows": ("uint32",)}
+WEIGHTS = ("weights", "row_weights")
+KINDS = {
+    "first": ("uint32", "uint64"),
+    "tokens": ("uint16", "uint32"),
+    "offsets": ("uint64",),
+    "rows": ("uint32",),
+    "weights": ("uint8",),
+    "row_weights": ("uint8",),
+}
 SLICE = 1 << 22  # postings sorted at once: 32 MB of keys
 
 Ints = NDArray[Any]
@@ -36,6 +51,8 @@ class Postings:
     tokens: Ints
     offsets: Ints
     rows: Ints
+    weights: Ints | None = None
+    row_weights: Ints | None = None
 
     @classmethod
     def build(cls, docids: pa.ListArray | pa.ChunkedArray, vocab: int) -> Postings:
@@ -69,7 +86,38 @@ class Postings:
             row, end = row + len(lengths), end + len(keys)
         tokens = tokens[:end]
         offsets = np.concatenate([[0], np.cumsum(held)]).astype(np.uint64)
-        return cls(first, tokens, offsets, _inverted(first, tokens, offsets))
+        return cls(first, tokens, offsets, _inverted(first, tokens, offsets)[0])
+
+    @classmethod
+    def of_bags(cls, bags: pa.Table, vocab: int) -> Postings:
+        """The postings of weighted bags, a row of corpus/bags.py's BAG for each document in the trie's order.
+
+        The result takes 8 bytes a posting (10 beyond 65,536 tokens). Raises ValueError for no documents, and where a
+        bag's tokens do not ascend or one is not in the vocabulary.
+        """
+        documents = bags.num_rows
+        if not documents or documents >= 1 << 32:
+            raise ValueError(f"postings are for 1 to {(1 << 32) - 1} documents, not {documents}")
+        lengths = pc.list_value_length(bags["tokens"]).to_numpy()
+        first = np.concatenate([[0], np.cumsum(lengths)])
+        first = first.astype(np.uint32 if first[-1] < 1 << 32 else np.uint64)
+        tokens = np.empty(int(first[-1]), dtype=np.uint16 if vocab <= 1 << 16 else np.uint32)
+        weights = np.empty(len(tokens), dtype=np.uint8)
+        for name, array in (("tokens", tokens), ("weights", weights)):
+            start = 0
+            for chunk in bags[name].chunks:
+                flat = chunk.flatten().to_numpy()
+                if name == "tokens" and len(flat) and int(flat.max()) >= vocab:
+                    raise ValueError(f"a bag holds token {int(flat.max())}, which is not in 0 to {vocab - 1}")
+                array[start : start + len(flat)] = flat
+                start += len(flat)
+        owners_change = np.zeros(len(tokens), dtype=bool)
+        owners_change[first[:-1][lengths > 0]] = True
+        if not (owners_change[1:] | (np.diff(tokens.astype(np.int64)) > 0)).all():
+            raise ValueError("the tokens of a bag have to ascend")
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(tokens, minlength=vocab))]).astype(np.uint64)
+        rows, row_weights = _inverted(first, tokens, offsets, weights)
+        return cls(first, tokens, offsets, rows, weights, row_weights)
 
     @property
     def documents(self) -> int:
@@ -81,10 +129,27 @@ class Postings:
         """V."""
         return len(self.offsets) - 1
 
+    def bags(self, rows: Ints) -> pa.Table:
+        """The weighted bags of these documents, as `of_bags` took them."""
+        assert self.weights is not None
+        starts = self.first[rows].astype(np.int64)
+        lengths = self.first[np.asarray(rows) + 1].astype(np.int64) - starts
+        at = np.concatenate([[0], np.cumsum(lengths)])
+        where = np.repeat(starts - at[:-1], lengths) + np.arange(at[-1])
+        columns = ((self.tokens, BAG.field("tokens")), (self.weights, BAG.field("weights")))
+        offsets = pa.array(at.astype(np.int32))
+        return pa.table(
+            [
+                pa.ListArray.from_arrays(offsets, pa.array(values[where]).cast(field.type.value_type))
+                for values, field in columns
+            ],
+            schema=BAG,
+        )
+
     def save(self, folder: Path) -> None:
         """Write the arrays as `folder`/*.npy."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ARRAYS:
+        for name in ARRAYS if self.weights is None else ARRAYS + WEIGHTS:
             np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
 
     @classmethod
@@ -94,7 +159,8 @@ class Postings:
         What the arrays hold is vouched for by the index's manifest, not read here.
         """
         arrays: dict[str, Ints] = {}
-        for name in ARRAYS:
+        weighted = any((folder / f"{name}.npy").exists() for name in WEIGHTS)
+        for name in ARRAYS + WEIGHTS if weighted else ARRAYS:
             file = folder / f"{name}.npy"
             try:
                 array = arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -102,29 +168,40 @@ class Postings:
                 raise IndexRefused(f"{file} cannot be read ({error}); build the index again") from error
             if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.name not in KINDS[name]:
                 raise IndexRefused(f"{file} is not a list of {' or '.join(KINDS[name])}; build the index again")
-        first, tokens, offsets, rows = arrays.values()
+        first, offsets = arrays["first"], arrays["offsets"]
+        held = {len(array) for name, array in arrays.items() if name not in ("first", "offsets")}
         fits = len(first) > 1 and len(offsets) > 1 and first[0] == offsets[0] == 0
-        if not fits or not first[-1] == offsets[-1] == len(tokens) == len(rows) or (offsets[1:] < offsets[:-1]).any():
+        if not fits or held != {int(first[-1])} or offsets[-1] != first[-1] or (offsets[1:] < offsets[:-1]).any():
             raise IndexRefused(f"the arrays in {folder} do not fit together; build the index again")
         return cls(**arrays)
 
 
-def _inverted(first: Ints, tokens: Ints, offsets: Ints) -> NDArray[np.uint32]:
-    """Documents by token: slices of documents are sorted by token, and each goes behind the slices before it."""
+def _inverted(
+    first: Ints, tokens: Ints, offsets: Ints, weights: Ints | None = None
+) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    """Documents by token, and what `weights` says of each: slices of documents are sorted by token, and each goes
+    behind the slices before it."""
     rows = np.empty(len(tokens), dtype=np.uint32)
+    row_weights = np.empty(len(tokens) if weights is not None else 0, dtype=np.uint8)
     written = offsets[:-1].astype(np.int64)
     for start in range(0, len(tokens), SLICE):
         part = tokens[start : start + SLICE]
         row = int(np.searchsorted(first, first.dtype.type(start), side="right")) - 1
         last = int(np.searchsorted(first, first.dtype.type(start + len(part)), side="left"))
         inside = np.clip(first[row : last + 1].astype(np.int64) - start, 0, len(part))
-        keys = part.astype(np.uint64) << np.uint64(32)
-        keys |= np.repeat(np.arange(row, last, dtype=np.uint64), np.diff(inside))
+        # One sort carries all three: a token has at most 24 bits, a row 32, a weight 8.
+        keys = part.astype(np.uint64) << np.uint64(40)
+        keys |= np.repeat(np.arange(row, last, dtype=np.uint64), np.diff(inside)) << np.uint64(8)
+        if weights is not None:
+            keys |= weights[start : start + len(part)].astype(np.uint64)
         keys.sort()
         held = np.bincount(part, minlength=len(written))
-        rows[np.repeat(written - np.cumsum(held) + held, held) + np.arange(len(part))] = keys.astype(np.uint32)
+        where = np.repeat(written - np.cumsum(held) + held, held) + np.arange(len(part))
+        rows[where] = (keys >> np.uint64(8)).astype(np.uint32)
+        if weights is not None:
+            row_weights[where] = keys.astype(np.uint8)
         written += held
-    return rows
+    return rows, row_weights
 
 
 def _chunks(docids: pa.ListArray | pa.ChunkedArray) -> list[pa.ListArray]:

@@ -1,0 +1,138 @@
+"""What a document is about, in the LM's own tokens: a sparse vector over the vocabulary, with the weights of BM25.
+
+    weight(v, d)  ~  idf(v) · n (k1 + 1) / (n + k1 (1 − b + b · |d| / mean |d|)),    n = times that d holds token v
+    idf(v)        =  ln(1 + (N − df(v) + 1/2) / (df(v) + 1/2))
+
+Only the MOST heaviest are kept; a vector has unit length, and a weight is stored in steps of 1/255. The next-token
+distribution of an LM is a vector over the same vocabulary: planning ahead compares the two (see decoding/plan.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from zerogr_ray.corpus.terms import SAMPLE, STOP_WORDS, terms, texts_of, whole_texts
+from zerogr_ray.stage import Output, map_shards, sample_shards
+
+if TYPE_CHECKING:
+    from zerogr_ray.chat import PromptFormat
+
+K1, B = 1.2, 0.5
+
+MOST = 256
+"""Tokens of a document that are kept."""
+
+STEPS = 255
+"""Weights are multiples of 1 / STEPS."""
+
+BAG = pa.schema([("tokens", pa.list_(pa.uint32())), ("weights", pa.list_(pa.uint8()))])
+"""One row per document: its tokens, ascending, and the weight of each in steps; both empty for a text of no terms."""
+
+Ints = NDArray[np.int64]
+
+
+def count_tokens(fmt: PromptFormat, texts: Sequence[str]) -> list[Counter[int]]:
+    """For each text how often each token comes in its terms, stop words left out; a term as it stands in a sentence."""
+    found = [[term for term in terms(text) if term not in STOP_WORDS] for text in texts]
+    distinct = list({term for some in found for term in some})
+    tokens = dict(zip(distinct, map(set, fmt.tokens([f" {term}" for term in distinct])), strict=True))
+    return [Counter(token for term in some for token in tokens[term]) for some in found]
+
+
+def query_bag(fmt: PromptFormat, query: str) -> tuple[Ints, NDArray[np.float32]]:
+    """(tokens, weights): the query's own tokens, each by the square of its share, so that the length is 1."""
+    [counts] = count_tokens(fmt, [query])
+    weights = np.array(list(counts.values()), dtype=np.float32)
+    return np.array(list(counts), dtype=np.int64), weights / max(1.0, float(np.linalg.norm(weights)))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStatistics:
+    """What weights depend on beside the document."""
+
+    documents: int
+    length: float
+    """Mean number of tokens of a document."""
+    held_V: NDArray[np.int64]
+    """(V,) documents that hold each token."""
+
+    @classmethod
+    def counted(cls, counts: Sequence[Counter[int]], vocab: int) -> TokenStatistics:
+        """Of documents with these tokens."""
+        held = np.zeros(vocab, dtype=np.int64)
+        for some in counts:
+            held[list(some)] += 1
+        return cls(len(counts), max(1.0, sum(some.total() for some in counts) / max(1, len(counts))), held)
+
+    def bag(self, counts: Counter[int]) -> tuple[Ints, Ints]:
+        """(tokens, weights in steps) of one document."""
+        tokens = np.array(sorted(counts), dtype=np.int64)
+        times = np.array([counts[token] for token in tokens.tolist()], dtype=np.float64)
+        held = np.minimum(self.held_V[tokens], self.documents)
+        idf = np.log1p((self.documents - held + 0.5) / (held + 0.5))
+        weights = idf * times * (K1 + 1) / (times + K1 * (1 - B + B * times.sum() / self.length))
+        if len(tokens) > MOST:
+            kept = np.sort(np.argsort(-weights, kind="stable")[:MOST])
+            tokens, weights = tokens[kept], weights[kept]
+        steps = np.rint(STEPS * weights / max(float(np.linalg.norm(weights)), 1e-9)).astype(np.int64)
+        return tokens[steps > 0], steps[steps > 0]
+
+
+def make_bags(fmt: PromptFormat, texts: Sequence[str], statistics: TokenStatistics | None = None) -> pa.Table:
+    """The bag of each text, schema BAG; without `statistics`, by those of the texts themselves."""
+    counts = count_tokens(fmt, texts)
+    known = statistics or TokenStatistics.counted(counts, len(fmt.tokenizer))
+    bags = [known.bag(some) for some in counts]
+    return pa.table([[bag[0] for bag in bags], [bag[1] for bag in bags]], schema=BAG)
+
+
+@dataclass(frozen=True)
+class WeighTokens:
+    """The task of the stage's workers."""
+
+    fmt: PromptFormat
+    statistics: TokenStatistics
+    name: str = "bags"
+
+    def __call__(self, documents: pa.Table, engine: None) -> pa.Table:
+        """Rows of BAG, one per document."""
+        return make_bags(self.fmt, texts_of(documents), self.statistics)
+
+
+class Weigher:
+    """The Ray Data actor around WeighTokens."""
+
+    def __init__(self, source: Output, tasks: list[tuple[WeighTokens, Output]]) -> None:
+        [(self.task, self.output)] = tasks
+        self.source = source
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[int]]:
+        """Weigh the shards named in the batch."""
+        rows = []
+        for shard in map(str, batch["shard"]):
+            bags = self.task(self.source.folder.read_table(shard, ["title", "text"]), None)
+            self.output.folder.write_table(shard, bags)
+            rows.append(bags.num_rows)
+        return {"rows": rows, "tokens": [0] * len(rows)}
+
+
+def write_bags(
+    source: Output, bags: Output, fmt: PromptFormat, sizes: dict[str, int], actors: int, quiet: bool = False
+) -> None:
+    """Fill `bags` with a row of BAG for every document of the normalised corpus, in its order.
+
+    Frequencies are counted over SAMPLE documents at most, in shards spread evenly over the corpus.
+    """
+    if bags.done() is not None:
+        return
+    counts = [some for shard in sample_shards(sizes, SAMPLE) for some in count_tokens(fmt, whole_texts(source, shard))]
+    task = WeighTokens(fmt, TokenStatistics.counted(counts, len(fmt.tokenizer)))
+    map_shards(source, [(task, bags)], Weigher, {}, {"num_cpus": 1}, actors, sizes.__getitem__, quiet)
+    bags.finish(sum(sizes.values()))
