@@ -10,7 +10,7 @@ import pytest
 from tests.tiny import save_tiny
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
-from zerogr_ray.corpus.bags import make_bags
+from zerogr_ray.corpus.bags import Bags, make_bags
 from zerogr_ray.corpus.terms import whole_texts
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.index.bundle import open_index
@@ -43,9 +43,7 @@ def left(tmp_path):
         '{"step": 1, "loss": 3.5, "tokens_per_second": 9.5}\n{"step": 2, "loss": 2.5, "tokens_per_second": 9.7}\n'
     )
     fmt = load_format(tuned)
-    bags = Output.at(work, "bags", "k")
-    for shard in outputs[0].shards():
-        bags.folder.write_table(shard, make_bags(fmt, whole_texts(outputs[0], shard)))
+    bags = Bags.of(make_bags(fmt, whole_texts(outputs[0], shard)) for shard in outputs[0].shards())
     return Left(*outputs, bags, tuned, fmt)
 
 

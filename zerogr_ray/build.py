@@ -21,7 +21,7 @@ from typing import Any
 from zerogr_ray.adapters import find_adapted_model, read_adapter
 from zerogr_ray.cluster import ray_cluster, spare_cpus
 from zerogr_ray.config import IndexConfig
-from zerogr_ray.corpus.bags import write_bags
+from zerogr_ray.corpus.bags import Bags, write_bags
 from zerogr_ray.corpus.documents import source_stamp
 from zerogr_ray.corpus.normalise import normalise
 from zerogr_ray.corpus.terms import Frequencies, corpus_frequencies
@@ -119,9 +119,12 @@ def build_index(
                     lambda: write_candidates(source, distinct, pairs, candidates, wrong, cfg.training.seed, quiet),
                 )
             beside = candidates if reserved is not None else None
+            bags = None
             if cfg.postings == "terms":
-                bags = Output.at(folder, "bags", key_of("bags", 1, layout, prompt_format.fingerprint))
-                clock.time("bags", lambda: write_bags(source, bags, prompt_format, facts["sizes"], spare_cpus(), quiet))
+                weighed = Output.at(folder, "bags", key_of("bags", 1, layout, prompt_format.fingerprint))
+                weighing = (source, weighed, prompt_format, facts["sizes"], spare_cpus(), quiet)
+                clock.time("bags", lambda: write_bags(*weighing))
+                bags = Bags.open(Path(weighed.folder.path))
             tuned = clock.time("training", lambda: _train(cfg, model, pairs, beside, training, quiet))
             about = {
                 "key": plan.index,
@@ -130,7 +133,7 @@ def build_index(
                 "collisions": _collisions(distinct),
                 **({} if reserved is None else {"rerank_token": reserved}),
             }
-            left = Left(source, distinct, pairs, bags if cfg.postings == "terms" else None, tuned, prompt_format)
+            left = Left(source, distinct, pairs, bags, tuned, prompt_format)
             manifest = clock.time("index", lambda: publish(target, left, cfg, about, folder, quiet))
     seconds = {name: round(spent, 1) for name, spent in clock.seconds.items()}
     return BuildReport(

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
+from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.corpus.text import passages
 from zerogr_ray.decoding.choose import choose, ndcg, ways
 from zerogr_ray.decoding.priors import MeasurePriors, measure_priors
@@ -34,8 +35,8 @@ class Left:
     source: Output
     docids: Output
     pairs: Output
-    bags: Output | None
-    """What the documents are about, as rows of corpus/bags.py's BAG; None where the index shall not hold it."""
+    bags: Bags | None
+    """What the documents are about, in the order of the source; None where the index shall not hold it."""
     tuned: Path
     """Folder of the fine-tuned LM."""
     format: PromptFormat
@@ -78,7 +79,7 @@ def publish(
         left.tuned,
         about,
         vocab=None if cfg.postings == "none" else len(left.format.tokenizer),
-        bags=left.bags and pa.concat_tables(left.bags.folder.read_table(shard) for shard in left.bags.shards()),
+        bags=left.bags,
         priors=priors if task.texts else None,
         choose=way if queries else None,
         training=training_record(left.tuned.parent),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerogr_ray.corpus.bags import BAG
+from zerogr_ray.corpus.bags import BAG, Bags
 from zerogr_ray.decoding.plan import bag_scores, plan_ahead, term_gain
 from zerogr_ray.index.postings import Postings
 
@@ -57,7 +57,8 @@ weighted_bags = st.lists(
 
 def of_bags(bags):
     rows = [dict(sorted(bag.items())) for bag in bags]
-    return Postings.of_bags(pa.table([[list(r) for r in rows], [list(r.values()) for r in rows]], schema=BAG), VOCAB)
+    table = pa.table([[list(r) for r in rows], [list(r.values()) for r in rows]], schema=BAG)
+    return Postings.of_bags(Bags.of([table]), VOCAB)
 
 
 @settings(max_examples=60)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerogr_ray.corpus.bags import BAG
+from zerogr_ray.corpus.bags import BAG, Bags
 from zerogr_ray.errors import IndexRefused
 from zerogr_ray.index import postings as module
 from zerogr_ray.index.postings import ARRAYS, Postings
@@ -47,7 +47,8 @@ weighted_bags = st.lists(
 
 def of_bags(bags, vocab=VOCAB):
     rows = [dict(sorted(bag.items())) for bag in bags]
-    return Postings.of_bags(pa.table([[list(r) for r in rows], [list(r.values()) for r in rows]], schema=BAG), vocab)
+    table = pa.table([[list(r) for r in rows], [list(r.values()) for r in rows]], schema=BAG)
+    return Postings.of_bags(Bags.of([table]), vocab)
 
 
 @settings(max_examples=40)
@@ -63,8 +64,10 @@ def test_weights_stand_beside_the_tokens_in_both_views_and_a_bag_may_be_empty(ba
         found = list(zip(postings.rows[a:b].tolist(), postings.row_weights[a:b].tolist(), strict=True))
         assert found == [(row, bag[token]) for row, bag in enumerate(bags) if token in bag]
     some = np.arange(0, len(bags), 2)
-    again = postings.bags(some).to_pylist()
-    assert [dict(zip(r["tokens"], r["weights"], strict=True)) for r in again] == [bags[row] for row in some]
+    again = postings.bags.take(some)
+    assert [dict(zip(again.tokens[a:b], again.weights[a:b], strict=True)) for a, b in pairwise(again.first)] == [
+        bags[row] for row in some
+    ]
 
 
 def test_weighted_postings_are_saved_and_mapped(tmp_path):
@@ -80,7 +83,7 @@ def test_weighted_postings_are_saved_and_mapped(tmp_path):
 @pytest.mark.parametrize("rows", [[], [[VOCAB]], [[2, 1]], [[1, 1]]])
 def test_bags_that_are_none_are_refused(rows):
     with pytest.raises(ValueError, match=r"documents|token"):
-        Postings.of_bags(pa.table([rows, [[1] * len(row) for row in rows]], schema=BAG), VOCAB)
+        Postings.of_bags(Bags.of([pa.table([rows, [[1] * len(row) for row in rows]], schema=BAG)]), VOCAB)
 
 
 def test_chunks_and_slices_of_a_table_are_read_as_one_list():

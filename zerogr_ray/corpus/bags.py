@@ -10,12 +10,14 @@ distribution of an LM is a vector over the same vocabulary: planning ahead compa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from zerogr_ray.corpus.terms import SAMPLE, STOP_WORDS, terms, texts_of, whole_texts
@@ -35,7 +37,62 @@ STEPS = 255
 BAG = pa.schema([("tokens", pa.list_(pa.uint32())), ("weights", pa.list_(pa.uint8()))])
 """One row per document: its tokens, ascending, and the weight of each in steps; both empty for a text of no terms."""
 
-Ints = NDArray[np.int64]
+ARRAYS = ("first", "tokens", "weights")
+
+Ints = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Bags:
+    """The bags of D documents, laid end to end.
+
+    first    (D + 1,)  bag i is tokens[first[i] : first[i + 1]]
+    tokens   (P,)      ascending within a bag
+    weights  (P,)      how much each counts, in steps of 1 / STEPS
+    """
+
+    first: Ints
+    tokens: Ints
+    weights: Ints
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    @classmethod
+    def of(cls, tables: Iterable[pa.Table]) -> Bags:
+        """Those of tables of schema BAG, one after the other."""
+        lengths, tokens, weights = [np.zeros(1, np.int64)], [np.zeros(0, np.uint32)], [np.zeros(0, np.uint8)]
+        for table in tables:
+            for batch in table.to_batches():
+                lengths.append(pc.list_value_length(batch["tokens"]).to_numpy().astype(np.int64))
+                tokens.append(batch["tokens"].flatten().to_numpy())
+                weights.append(batch["weights"].flatten().to_numpy())
+        return cls(np.cumsum(np.concatenate(lengths)), np.concatenate(tokens), np.concatenate(weights))
+
+    def take(self, rows: Ints) -> Bags:
+        """The bags of these documents, in this order."""
+        starts = self.first[rows].astype(np.int64)
+        ends = np.cumsum(self.first[np.asarray(rows) + 1].astype(np.int64) - starts)
+        first = np.concatenate([[0], ends])
+        where = np.repeat(starts - first[:-1], np.diff(first)) + np.arange(first[-1])
+        return Bags(first, self.tokens[where], self.weights[where])
+
+    def join(self, other: Bags) -> Bags:
+        """These and then those."""
+        first = np.concatenate([self.first[:-1].astype(np.int64), other.first.astype(np.int64) + int(self.first[-1])])
+        pairs = ((self.tokens, other.tokens), (self.weights, other.weights))
+        return Bags(first, *(np.concatenate(pair) for pair in pairs))
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays as `folder`/*.npy."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> Bags:
+        """Map the arrays that `save` wrote."""
+        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS))
 
 
 def count_tokens(fmt: PromptFormat, texts: Sequence[str]) -> list[Counter[int]]:
@@ -126,7 +183,7 @@ class Weigher:
 def write_bags(
     source: Output, bags: Output, fmt: PromptFormat, sizes: dict[str, int], actors: int, quiet: bool = False
 ) -> None:
-    """Fill `bags` with a row of BAG for every document of the normalised corpus, in its order.
+    """Fill `bags` with a row of BAG for every document of the normalised corpus, and its folder with the same as Bags.
 
     Frequencies are counted over SAMPLE documents at most, in shards spread evenly over the corpus.
     """
@@ -135,4 +192,5 @@ def write_bags(
     counts = [some for shard in sample_shards(sizes, SAMPLE) for some in count_tokens(fmt, whole_texts(source, shard))]
     task = WeighTokens(fmt, TokenStatistics.counted(counts, len(fmt.tokenizer)))
     map_shards(source, [(task, bags)], Weigher, {}, {"num_cpus": 1}, actors, sizes.__getitem__, quiet)
+    Bags.of(bags.folder.read_table(shard) for shard in bags.shards()).save(Path(bags.folder.path))
     bags.finish(sum(sizes.values()))

@@ -33,6 +33,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from zerogr_ray.config import DecodeConfig
+from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.index.postings import Postings
 from zerogr_ray.index.trie import ARRAYS, Trie
@@ -118,7 +119,7 @@ def write_index(
     model: Path,
     facts: dict[str, Any],
     vocab: int | None = None,
-    bags: pa.Table | None = None,
+    bags: Bags | None = None,
     priors: Callable[[Trie, pa.Table], dict[str, NDArray[Any]]] | None = None,
     choose: Callable[[Bundle], dict[str, Any]] | None = None,
     training: bytes = b"",
@@ -126,10 +127,10 @@ def write_index(
     """Build the index of these documents and publish it as `out`, replacing an index that is there.
 
     `documents` has the columns of DOCUMENTS, `end` is the end-of-turn token, `facts` go into the manifest. With
-    `vocab`, the model's number of tokens, it gets postings (see postings.py): of `bags`, what each document is about as
-    a row of corpus/bags.py's BAG, or without them of the docids' tokens. `priors`, given the trie and the
-    documents in its order, makes the arrays of PRIORS. `choose`, given the index before it is published, adds facts to
-    its manifest, such as `decode`; `training` becomes training.jsonl. Returns the manifest.
+    `vocab`, the model's number of tokens, it gets postings (see postings.py): of `bags`, what each document is
+    about, or without them of the docids' tokens. `priors`, given the trie and the documents in its order, makes the
+    arrays of PRIORS. `choose`, given the index before it is published, adds facts to its manifest, such as `decode`;
+    `training` becomes training.jsonl. Returns the manifest.
     """
     documents = documents.select(DOCUMENTS.names).cast(DOCUMENTS)
     with _publishing(out) as folder:
@@ -148,7 +149,7 @@ def write_index(
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
         if vocab:
-            made = Postings.of_bags(take(bags, order), vocab) if bags else Postings.build(ordered["tokens"], vocab)
+            made = Postings.of_bags(bags.take(order), vocab) if bags else Postings.build(ordered["tokens"], vocab)
             made.save(folder / "postings")
         if training:
             (folder / TRAINING).write_bytes(training)

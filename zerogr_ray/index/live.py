@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from zerogr_ray.corpus.bags import BAG, STEPS
+from zerogr_ray.corpus.bags import STEPS, Bags
 from zerogr_ray.errors import BuildError, InputError
 from zerogr_ray.index.bundle import DOCUMENTS, Bundle, take, write_index
 from zerogr_ray.index.trie import Trie
@@ -183,10 +183,9 @@ class LiveIndex:
         if not priors:
             facts.pop("decode", None)  # it was chosen for an index with priors
         vocab = bundle.postings.vocab if bundle.postings else None
-        bags = self._bags(state) if bundle.postings and bundle.postings.weights is not None else None
-        return write_index(
-            out, self._table(state), self.end, bundle.model, facts, vocab, bags, priors, training=bundle.training
-        )
+        rows = self._table(state)
+        bags = self._bags(state)
+        return write_index(out, rows, self.end, bundle.model, facts, vocab, bags, priors, training=bundle.training)
 
     def _table(self, state: _State) -> pa.Table:
         old = self.bundle.documents
@@ -196,12 +195,15 @@ class LiveIndex:
         columns = [[getattr(entry, name) for entry in self._new(state)] for name in DOCUMENTS.names]
         return pa.concat_tables([old, pa.table(columns, schema=DOCUMENTS)])
 
-    def _bags(self, state: _State) -> pa.Table:
+    def _bags(self, state: _State) -> Bags | None:
         """What the rows of `_table` are about; of what was added only the docid is known."""
-        assert self.bundle.postings is not None
-        tokens = [sorted(set(entry.tokens)) for entry in self._new(state)]
-        added = pa.table([tokens, [[round(STEPS / len(bag) ** 0.5)] * len(bag) for bag in tokens]], schema=BAG)
-        return pa.concat_tables([self.bundle.postings.bags(np.flatnonzero(self._kept(state))), added])
+        if self.bundle.postings is None or self.bundle.postings.bags is None:
+            return None
+        old = self.bundle.postings.bags.take(np.flatnonzero(self._kept(state)))
+        tokens = [np.unique(entry.tokens) for entry in self._new(state)]
+        weights = [np.full(len(bag), round(STEPS / len(bag) ** 0.5)) for bag in tokens]
+        first = np.cumsum([0, *map(len, tokens)])
+        return old.join(Bags(first, *(np.concatenate([np.zeros(0, int), *some]) for some in (tokens, weights))))
 
     def _kept(self, state: _State) -> NDArray[np.bool_]:
         """Whether each row of the index lives."""

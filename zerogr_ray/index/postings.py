@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from zerogr_ray.corpus.bags import BAG
+from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.errors import IndexRefused
 
 ARRAYS = ("first", "tokens", "offsets", "rows")
@@ -89,33 +88,24 @@ class Postings:
         return cls(first, tokens, offsets, _inverted(first, tokens, offsets)[0])
 
     @classmethod
-    def of_bags(cls, bags: pa.Table, vocab: int) -> Postings:
-        """The postings of weighted bags, a row of corpus/bags.py's BAG for each document in the trie's order.
+    def of_bags(cls, bags: Bags, vocab: int) -> Postings:
+        """The postings of weighted bags, one for each document in the trie's order.
 
         The result takes 8 bytes a posting (10 beyond 65,536 tokens). Raises ValueError for no documents, and where a
         bag's tokens do not ascend or one is not in the vocabulary.
         """
-        documents = bags.num_rows
-        if not documents or documents >= 1 << 32:
-            raise ValueError(f"postings are for 1 to {(1 << 32) - 1} documents, not {documents}")
-        lengths = pc.list_value_length(bags["tokens"]).to_numpy()
-        first = np.concatenate([[0], np.cumsum(lengths)])
-        first = first.astype(np.uint32 if first[-1] < 1 << 32 else np.uint64)
-        tokens = np.empty(int(first[-1]), dtype=np.uint16 if vocab <= 1 << 16 else np.uint32)
-        weights = np.empty(len(tokens), dtype=np.uint8)
-        for name, array in (("tokens", tokens), ("weights", weights)):
-            start = 0
-            for chunk in bags[name].chunks:
-                flat = chunk.flatten().to_numpy()
-                if name == "tokens" and len(flat) and int(flat.max()) >= vocab:
-                    raise ValueError(f"a bag holds token {int(flat.max())}, which is not in 0 to {vocab - 1}")
-                array[start : start + len(flat)] = flat
-                start += len(flat)
-        owners_change = np.zeros(len(tokens), dtype=bool)
-        owners_change[first[:-1][lengths > 0]] = True
-        if not (owners_change[1:] | (np.diff(tokens.astype(np.int64)) > 0)).all():
+        if not len(bags) or len(bags) >= 1 << 32:
+            raise ValueError(f"postings are for 1 to {(1 << 32) - 1} documents, not {len(bags)}")
+        if len(bags.tokens) and int(bags.tokens.max()) >= vocab:
+            raise ValueError(f"a bag holds token {int(bags.tokens.max())}, which is not in 0 to {vocab - 1}")
+        first = bags.first.astype(np.uint32 if bags.first[-1] < 1 << 32 else np.uint64)
+        tokens = bags.tokens.astype(np.uint16 if vocab <= 1 << 16 else np.uint32)
+        begins = np.zeros(len(tokens) + 1, dtype=bool)
+        begins[first] = True
+        if not (begins[1:-1] | np.greater(tokens[1:], tokens[:-1])).all():
             raise ValueError("the tokens of a bag have to ascend")
         offsets = np.concatenate([[0], np.cumsum(np.bincount(tokens, minlength=vocab))]).astype(np.uint64)
+        weights = bags.weights.astype(np.uint8)
         rows, row_weights = _inverted(first, tokens, offsets, weights)
         return cls(first, tokens, offsets, rows, weights, row_weights)
 
@@ -129,22 +119,10 @@ class Postings:
         """V."""
         return len(self.offsets) - 1
 
-    def bags(self, rows: Ints) -> pa.Table:
-        """The weighted bags of these documents, as `of_bags` took them."""
-        assert self.weights is not None
-        starts = self.first[rows].astype(np.int64)
-        lengths = self.first[np.asarray(rows) + 1].astype(np.int64) - starts
-        at = np.concatenate([[0], np.cumsum(lengths)])
-        where = np.repeat(starts - at[:-1], lengths) + np.arange(at[-1])
-        columns = ((self.tokens, BAG.field("tokens")), (self.weights, BAG.field("weights")))
-        offsets = pa.array(at.astype(np.int32))
-        return pa.table(
-            [
-                pa.ListArray.from_arrays(offsets, pa.array(values[where]).cast(field.type.value_type))
-                for values, field in columns
-            ],
-            schema=BAG,
-        )
+    @property
+    def bags(self) -> Bags | None:
+        """What `of_bags` took; None for postings of docids."""
+        return None if self.weights is None else Bags(self.first, self.tokens, self.weights)
 
     def save(self, folder: Path) -> None:
         """Write the arrays as `folder`/*.npy."""
