@@ -119,13 +119,14 @@ def build_index(
                     lambda: write_candidates(source, distinct, pairs, candidates, wrong, cfg.training.seed, quiet),
                 )
             beside = candidates if reserved is not None else None
-            bags = None
+            bags, planned = None, None
             if cfg.postings == "terms":
                 weighed = Output.at(folder, "bags", key_of("bags", 1, layout, prompt_format.fingerprint))
                 weighing = (source, weighed, prompt_format, facts["sizes"], spare_cpus(), quiet)
                 clock.time("bags", lambda: write_bags(*weighing))
                 bags = Bags.open(Path(weighed.folder.path))
-            tuned = clock.time("training", lambda: _train(cfg, model, pairs, beside, training, quiet))
+                planned = Path(weighed.folder.path) if cfg.training.plan_weight else None
+            tuned = clock.time("training", lambda: _train(cfg, model, pairs, beside, planned, training, quiet))
             about = {
                 "key": plan.index,
                 "corpus": facts["fingerprint"],
@@ -170,10 +171,11 @@ class _Plan:
         queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, writers[1])
         kept = filter_key(queries, cfg.queries) if cfg.queries.filter.active and cfg.queries.per_document else queries
         held = [cfg.training.held_out, cfg.training.held_out_most]
-        pairs = key_of("pairs", 2, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
+        pairs = key_of("pairs", 3, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
         candidates = key_of("candidates", 1, pairs, cfg.training.rerank_candidates, cfg.training.seed)
         recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
-        training = key_of("training", 1, pairs, model, cfg.instruction, recipe)
+        planned = cfg.postings == "terms" and cfg.training.plan_weight > 0
+        training = key_of("training", 2, pairs, model, cfg.instruction, recipe, planned)
         index = key_of("index", FORMAT, training, cfg.postings, cfg.calibration.model_dump())
         return cls(docids, distinct, queries, kept, pairs, candidates, training, index)
 
@@ -271,7 +273,13 @@ def _collisions(distinct: Output) -> dict[str, int]:
 
 
 def _train(
-    cfg: IndexConfig, model: Path, pairs: Output, candidates: Output | None, training: Output, quiet: bool
+    cfg: IndexConfig,
+    model: Path,
+    pairs: Output,
+    candidates: Output | None,
+    bags: Path | None,
+    training: Output,
+    quiet: bool,
 ) -> Path:
     from zerogr_ray.training.fit import fit
 
@@ -289,7 +297,7 @@ def _train(
             )
             bar.update(state["step"] - bar.n)
 
-        return fit(model, shards, task, cfg.training, Path(training.folder.path), show, held, beside)
+        return fit(model, shards, task, cfg.training, Path(training.folder.path), show, held, beside, bags=bags)
 
 
 class _Clock:

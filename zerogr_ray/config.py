@@ -175,6 +175,9 @@ class TrainingConfig(Strict):
     """Docids that such a step compares for a query: the right one and the rest wrong."""
     rerank_weight: float = Field(1.0, gt=0)
     """Weight of that loss beside the cross-entropy."""
+    plan_weight: float = Field(1.0, ge=0)
+    """Weight, beside the cross-entropy, of the loss that teaches to plan ahead (training/planning.py), for indexes with
+    postings of terms. 0: the published training."""
     pack_tokens: int = Field(768, ge=64)
     """Tokens of one packed forward pass: the shared prefix and as many examples behind it as fit."""
     batch_examples: int = Field(16, ge=1)

@@ -136,9 +136,9 @@ def test_a_diverged_step_stops_with_its_number_and_some_queries(source, shards, 
 
     calls = []
 
-    def poisoned(model, pack, token):
+    def poisoned(model, pack, *more):
         calls.append(pack)
-        losses = pack_losses(model, pack, token)
+        losses = pack_losses(model, pack, *more)
         return losses._replace(answers=losses.answers * math.nan) if len(calls) > 4 else losses
 
     pack_losses = loop.pack_losses

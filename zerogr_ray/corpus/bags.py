@@ -34,6 +34,9 @@ MOST = 256
 STEPS = 255
 """Weights are multiples of 1 / STEPS."""
 
+FLOOR = 1.0
+"""Nats by which the LM has to hold a token for likelier than for any text, for it to count as asked for."""
+
 BAG = pa.schema([("tokens", pa.list_(pa.uint32())), ("weights", pa.list_(pa.uint8()))])
 """One row per document: its tokens, ascending, and the weight of each in steps; both empty for a text of no terms."""
 

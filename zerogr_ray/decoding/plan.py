@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from zerogr_ray.corpus.bags import STEPS
+from zerogr_ray.corpus.bags import FLOOR, STEPS
 from zerogr_ray.index.postings import Postings
 
 LOWEST = np.float32(-1e4)  # a token that cannot be written; sums of a docid's tokens still keep three decimals
-FLOOR = 1.0
-"""Nats by which a token has to be likelier than for any text to count as something that the query asks for."""
-
 SLICE = 1 << 14  # documents scored at once: what is looked up stays in the second-level cache
 
 

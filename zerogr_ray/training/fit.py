@@ -38,16 +38,20 @@ def fit(
     held_out: Sequence[Path] = (),
     beside: Sequence[Path] = (),
     product: Product = "model",
+    bags: Path | None = None,
 ) -> Path:
     """Train `model` on `shards` and return `folder/model`, or `folder/adapter`; Ray must be initialised.
 
-    `held_out` are shards for early stop; `beside` holds for each shard a file with wrong docids, for rerank steps.
-    `on_progress` is called in this process with each step's report. A product that the same call has finished before
-    is returned at once. Raises BuildError with the worker's own words.
+    `held_out` are shards for early stop; `beside` holds for each shard a file with wrong docids, for rerank steps;
+    `bags` is a folder of saved Bags, for the plan loss. `on_progress` is called in this process with each step's
+    report. A product that the same call has finished before is returned at once. Raises BuildError with the worker's
+    own words.
     """
     model, folder = model.resolve(), folder.resolve()  # Ray Train changes its workers' directory
     shards, held_out, beside = (sorted(path.resolve() for path in paths) for paths in (shards, held_out, beside))
-    fingerprint = training_fingerprint(model, [*shards, *held_out, *beside], task, cfg)
+    bags = bags and bags.resolve()
+    arrays = sorted(bags.glob("*.npy")) if bags else []
+    fingerprint = training_fingerprint(model, [*shards, *held_out, *beside, *arrays], task, cfg)
     if done := finished(folder, fingerprint, product):
         return done
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -63,6 +67,7 @@ def fit(
                 "task": task,
                 "held_out": held_out,
                 "beside": beside,
+                "bags": bags,
                 "product": product,
                 "cfg": cfg,
                 "folder": folder,
@@ -136,7 +141,7 @@ def _worker(job: dict[str, Any]) -> None:
 
     try:
         model = load_model(job["model"], "float32", device)
-        stream = ExampleStream(job["shards"], job["task"], load_format(job["model"]), cfg, job["beside"])
+        stream = ExampleStream(job["shards"], job["task"], load_format(job["model"]), cfg, job["beside"], job["bags"])
         more = {name: job[name] for name in ("fingerprint", "held_out", "product")}
         train(model, stream, cfg, job["folder"], report, rank, world, **more)
     except ZeroGRError as error:

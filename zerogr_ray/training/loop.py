@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.errors import BuildError
 from zerogr_ray.models import pick_dtype
 from zerogr_ray.training.batches import Pack, pack
@@ -29,6 +30,7 @@ from zerogr_ray.training.checkpoints import (
 )
 from zerogr_ray.training.lora import prepared
 from zerogr_ray.training.losses import pack_losses
+from zerogr_ray.training.planning import Planner
 from zerogr_ray.training.rerank import rerank_token
 from zerogr_ray.training.validation import Validation, due
 
@@ -90,7 +92,7 @@ def train(
     Every rank calls it with the same arguments but its own `rank`, after torch.distributed has been initialised.
     Rank 0 writes checkpoints, log.jsonl and the product. Each step is reported, on every rank, as a dict with the keys
     step, steps, epoch, loss, tokens_per_second, examples_per_second, learning_rate; after a measurement also
-    validation_loss, after a rerank step rerank_loss.
+    validation_loss, after a rerank step rerank_loss, where the stream has bags plan_loss.
     """
     import torch
 
@@ -104,6 +106,7 @@ def train(
     loss, step = math.nan, start
     cast = _autocast(model)
     reserved = rerank_token(stream.fmt) if stream.beside and cfg.rerank_every else None
+    planner = Planner(Bags.open(stream.bags), len(stream.fmt.tokenizer), cfg.seed) if stream.bags else None
     held = pack(stream.held_out(held_out, rank, world), cfg.pack_tokens)
     speed, clock = Speed(), CheckpointClock(cfg.checkpoint_seconds)
     batches: Iterable[list[Example]] = () if validation.over(cfg.patience) else stream.step_batches(start, rank, world)
@@ -112,7 +115,10 @@ def train(
         torch.manual_seed(cfg.seed + step)  # dropout, where a model has it, is the same after a resume
         packs = pack(examples, cfg.pack_tokens)
         optimizer.param_groups[0]["lr"] = rate = learning_rate(step, stream.steps, cfg)
-        loss, ranking, tokens = forward_backward(model, packs, cast, world, step, reserved, cfg.rerank_weight)
+        if planner is not None:
+            planner.begin(step, [example.document for example in examples])
+        made = forward_backward(model, packs, cast, world, step, cfg, reserved, planner)
+        loss = made.loss
         norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
         if not torch.isfinite(norm):
             raise BuildError(_diverged("gradient", float(norm), step, packs))
@@ -120,7 +126,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
 
         done = min(step * cfg.batch_examples, stream.total)
-        tokens_s, examples_s = speed.add(tokens, done - (step - 1) * cfg.batch_examples)
+        tokens_s, examples_s = speed.add(made.tokens, done - (step - 1) * cfg.batch_examples)
         row = {
             "step": step,
             "steps": stream.steps,
@@ -130,12 +136,12 @@ def train(
             "examples_per_second": round(examples_s, 2),
             "learning_rate": rate,
         }
-        if ranking is not None:
-            row["rerank_loss"] = ranking
+        row |= {"rerank_loss": made.ranking} if made.ranking is not None else {}
+        row |= {"plan_loss": made.planning} if made.planning is not None else {}
         improved = False
         if held_out and due(step, stream.steps, cfg):
             with speed.paused():
-                row["validation_loss"] = mean_loss(model, held, cast, world, step)
+                row["validation_loss"] = mean_loss(model, held, cast, world, step, cfg, planner)
             improved = validation.record(step, row["validation_loss"])
         last = step == stream.steps or validation.over(cfg.patience)
         if rank == 0:
@@ -157,40 +163,58 @@ def train(
     return TrainResult(folder / product, stream.steps, step, loss, start, validation.best_step, validation.best)
 
 
+class StepLosses(NamedTuple):
+    """Means over all ranks: `loss` per label, the others per example; None where there is no such loss."""
+
+    loss: float
+    ranking: float | None
+    planning: float | None
+    tokens: int
+    """Tokens forwarded."""
+
+
 def forward_backward(
     model: PreTrainedModel,
     packs: Sequence[Pack],
     cast: Callable[[], AbstractContextManager[Any]],
     world: int,
     step: int,
+    cfg: TrainingConfig,
     rerank_token: int | None = None,
-    rerank_weight: float = 1.0,
-) -> tuple[float, float | None, int]:
-    """Gradient of the mean loss per label over all ranks' packs, plus `rerank_weight` times the mean ranking loss.
+    planner: Planner | None = None,
+) -> StepLosses:
+    """Gradient of the mean loss per label over all ranks' packs, plus the weighted mean losses per example.
 
-    Returns (loss per label, ranking loss per ranked example or None, tokens forwarded by all ranks). Ranks may have
-    different numbers of packs, even none, so that gradients are summed once at the end of the step by hand:
-    DistributedDataParallel would want as many backward passes on every rank.
+    Ranks may have different numbers of packs, even none, so that gradients are summed once at the end of the step by
+    hand: DistributedDataParallel would want as many backward passes on every rank.
     """
-    labels, ranked = _sum_over_ranks([sum(len(p.labels_L) for p in packs), sum(p.ranked for p in packs)], world)
-    answers, rankings = [], []
+    counts = [sum(n) for n in zip(*((len(p.labels_L), p.ranked, len(p.asks_E)) for p in packs), strict=True)]
+    labels, ranked, asked = _sum_over_ranks(counts or [0, 0, 0], world)
+    sums_by_pack: list[list[float]] = []
     for one in packs:
         with cast():
-            losses = pack_losses(model, one, rerank_token)
+            losses = pack_losses(model, one, rerank_token, planner)
         total = losses.answers / labels
         if losses.ranking is not None:
-            total = total + rerank_weight * losses.ranking / ranked
+            total = total + cfg.rerank_weight * losses.ranking / ranked
+        if losses.planning is not None:
+            total = total + cfg.plan_weight * losses.planning / asked
         total.backward()  # type: ignore[no-untyped-call]
-        answers.append(float(losses.answers.detach()))
-        rankings.append(0.0 if losses.ranking is None else float(losses.ranking.detach()))
+        sums_by_pack.append([0.0 if loss is None else float(loss.detach()) for loss in losses])
     if world > 1:
         _sum_gradients(model)
-    sums = [sum(answers), sum(rankings), sum(len(p.tokens_T) for p in packs)]
-    answer, ranking, tokens = _sum_over_ranks(sums, world)
-    if not math.isfinite(answer + ranking):
-        bad = [p for p, a, r in zip(packs, answers, rankings, strict=True) if not math.isfinite(a + r)]
-        raise BuildError(_diverged("loss", answer + ranking, step, bad))
-    return answer / labels, ranking / ranked if ranked else None, int(tokens)
+    tokens = sum(len(p.tokens_T) for p in packs)
+    sums = [sum(column) for column in zip(*sums_by_pack, strict=True)] or [0.0] * 3
+    answer, ranking, planning, all_tokens = _sum_over_ranks([*sums, tokens], world)
+    if not math.isfinite(answer + ranking + planning):
+        bad = [p for p, some in zip(packs, sums_by_pack, strict=True) if not math.isfinite(sum(some))]
+        raise BuildError(_diverged("loss", answer + ranking + planning, step, bad))
+    return StepLosses(
+        answer / labels,
+        ranking / ranked if ranked else None,
+        planning / asked if planner is not None else None,
+        int(all_tokens),
+    )
 
 
 def mean_loss(
@@ -199,19 +223,24 @@ def mean_loss(
     cast: Callable[[], AbstractContextManager[Any]],
     world: int,
     step: int,
+    cfg: TrainingConfig,
+    planner: Planner | None = None,
 ) -> float:
-    """Mean loss per label over all ranks' packs, without gradients."""
+    """Mean loss per label over all ranks' packs, plus the weighted mean plan loss per example; without gradients."""
     import torch
 
     model.eval()
     with torch.inference_mode(), cast():
-        losses = [float(pack_losses(model, one).answers) for one in packs]
+        losses = [pack_losses(model, one, planner=planner) for one in packs]
     model.train()
-    total, labels = _sum_over_ranks([sum(losses), sum(len(p.labels_L) for p in packs)], world)
-    if not math.isfinite(total):
-        bad = [one for one, loss in zip(packs, losses, strict=True) if not math.isfinite(loss)]
-        raise BuildError(_diverged("held-out loss", total, step, bad))
-    return total / labels
+    sums = [[float(one.answers), 0.0 if one.planning is None else float(one.planning)] for one in losses]
+    mine = [sum(column) for column in zip(*sums, strict=True)] or [0.0, 0.0]
+    counts = [sum(len(p.labels_L) for p in packs), sum(len(p.asks_E) for p in packs)]
+    answers, planning, labels, asked = _sum_over_ranks([*mine, *counts], world)
+    if not math.isfinite(answers + planning):
+        bad = [one for one, some in zip(packs, sums, strict=True) if not math.isfinite(sum(some))]
+        raise BuildError(_diverged("held-out loss", answers + planning, step, bad))
+    return answers / labels + (cfg.plan_weight * planning / asked if planner is not None else 0.0)
 
 
 def learning_rate(step: int, steps: int, cfg: TrainingConfig) -> float:
