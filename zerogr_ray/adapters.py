@@ -29,6 +29,9 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FORMAT = 1
 
+SHIPPED = Path(__file__).with_name("shipped")
+"""Adapters of packaged models, trained with `zerogr train`: <model>-<task>/."""
+
 _PREFIX = "base_model.model."
 _BEYOND_LORA = ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices")
 """Settings of peft that change what A and B mean; `zerogr train` writes none of them."""
@@ -57,6 +60,14 @@ class Adapter:
             digest = hashlib.file_digest(file, "sha256")
         digest.update(json.dumps([self.weights, self.scale]).encode())
         return digest.hexdigest()[:16]
+
+
+def chosen_adapter(setting: str, model: str, task: str) -> str:
+    """The adapter folder that `setting` means for `model`; "" for none. auto is the one that this package ships."""
+    if setting != "auto":
+        return setting
+    shipped = SHIPPED / f"{model}-{task}"
+    return str(shipped) if (shipped / ABOUT).is_file() else ""
 
 
 def describe_base(name: str, folder: Path) -> dict[str, str]:

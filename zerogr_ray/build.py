@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zerogr_ray.adapters import find_adapted_model, read_adapter
+from zerogr_ray.adapters import Adapter, chosen_adapter, find_adapted_model, read_adapter
 from zerogr_ray.cluster import ray_cluster, spare_cpus
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.bags import Bags, write_bags
@@ -78,6 +78,9 @@ def build_index(
     folder = Folder(local_path(work) if work else target.with_name(f"{target.name}.work"))
     source_stamp(corpus)  # a corpus that is not there is said before a model is fetched
     model, llm = find_model(cfg.model), find_model(cfg.llm.model)
+    if adapter := chosen_adapter(cfg.adapter, cfg.model, Retrieve.name):
+        _adapter_for(Retrieve.name, adapter)
+        model = find_adapted_model(cfg.model, adapter)
     prompt_format = load_format(model)
     load_format(llm)
     cfg, writers = _writers(cfg, llm)
@@ -221,13 +224,19 @@ def _writers(cfg: IndexConfig, llm: Path) -> tuple[IndexConfig, list[Path]]:
     models = []
     for name in ("docids", "queries"):
         table = getattr(cfg, name)
-        if table.adapter:
-            adapter = read_adapter(table.adapter)
-            if adapter.task != name:
-                raise ModelError(f"{name}.adapter: {table.adapter} writes {adapter.task}; take one that writes {name}")
+        folder = chosen_adapter(table.adapter, cfg.llm.model, name)
+        if folder:
+            adapter = _adapter_for(name, folder)
             cfg = cfg.model_copy(update={name: table.model_copy(update=adapter.settings)})
-        models.append(find_adapted_model(cfg.llm.model, table.adapter) if table.adapter else llm)
+        models.append(find_adapted_model(cfg.llm.model, folder) if folder else llm)
     return cfg, models
+
+
+def _adapter_for(task: str, folder: str) -> Adapter:
+    adapter = read_adapter(folder)
+    if adapter.task != task:
+        raise ModelError(f"{folder} is an adapter for {adapter.task}, not for {task}; take one that was trained for it")
+    return adapter
 
 
 def _generate(

@@ -73,8 +73,9 @@ class DocIdConfig(Strict):
     """What the LM is asked, before the document."""
     examples: int = Field(2, ge=0, le=8)
     """Worked examples before the document; 0 for a model that was fine-tuned to write docids."""
-    adapter: str = ""
-    """Folder of an adapter of llm.model that writes docids (see zerogr train); its prompt settings are taken."""
+    adapter: str = "auto"
+    """Folder of an adapter of llm.model that writes docids (zerogr train docids); its prompt settings are taken. auto:
+    the one that comes with this package, for the model that has one. Empty: the model as it is."""
     distinct: bool = True
     """Documents that share a docid get one more word each (see docids/distinct.py); only identical ones share then."""
     distinct_rounds: int = Field(1, ge=0, le=8)
@@ -144,8 +145,8 @@ class QueryConfig(Strict):
     """Worked examples of the kind before the document; 0 for a model that was fine-tuned to write queries."""
     prompt: str = ""
     """What the LM is asked for queries of every kind, before the retrieval task; empty, each kind has its own line."""
-    adapter: str = ""
-    """Folder of an adapter of llm.model that writes queries (see zerogr train); its prompt settings are taken."""
+    adapter: str = "auto"
+    """The same for queries (zerogr train queries)."""
     filter: FilterConfig = FilterConfig()
 
 
@@ -233,7 +234,7 @@ class DecodeConfig(Strict):
     docid is as likely as LM and plan together make it. Needs plan_ahead."""
     order: Literal["draw", "docid", "rerank"] = "draw"
     """Order of the hits: as drawn (published); by the calibrated log-probability of the whole docid; by the rerank
-    head. The latter two take the best of all K draws."""
+    head. The latter two take the best of all K draws; with lookahead the plan counts in either."""
     seed: int = 0
     """Key of the noise. Same index, query and seed: same hits."""
     query_tokens: int = Field(512, ge=1)
@@ -272,6 +273,9 @@ class IndexConfig(Strict):
     """The retrieval task in natural language."""
     model: str = DEFAULT_MODEL
     """The LM that is fine-tuned into the retriever: Hugging Face name, local folder, or packaged model."""
+    adapter: str = "auto"
+    """Folder of an adapter of model from which that training begins (zerogr train retriever). auto: the one that comes
+    with this package, for the model that has one. Empty: the model as it is."""
     corpus: CorpusConfig = CorpusConfig()
     llm: LLMConfig = LLMConfig()
     docids: DocIdConfig = DocIdConfig()

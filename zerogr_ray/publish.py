@@ -14,7 +14,7 @@ from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.corpus.text import passages
-from zerogr_ray.decoding.choose import choose, ndcg, ways
+from zerogr_ray.decoding.choose import choose, ndcg, usual, ways
 from zerogr_ray.decoding.priors import MeasurePriors, measure_priors
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.errors import BuildError
@@ -70,7 +70,7 @@ def publish(
         return measure_priors(trie, ordered, left.tuned, task, work, key, resources, cfg.llm.engines, quiet)
 
     def way(bundle: Bundle) -> dict[str, Any]:
-        return _chosen(bundle, queries, resources, quiet)
+        return _chosen(bundle, queries, resources, quiet) if queries else {"decode": usual(bundle).model_dump()}
 
     return write_index(
         target,
@@ -81,7 +81,7 @@ def publish(
         vocab=None if cfg.postings == "none" else len(left.format.tokenizer),
         bags=left.bags,
         priors=priors if task.texts else None,
-        choose=way if queries else None,
+        choose=way if cfg.calibration.queries else None,
         training=training_record(left.tuned.parent),
     )
 

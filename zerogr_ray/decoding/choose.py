@@ -18,8 +18,14 @@ from zerogr_ray.index.bundle import Bundle
 CUTOFF = 10
 """Hits that are looked at."""
 
-PLANNED = (20, 50)
+PLANNED = 100
 """Documents that plan-ahead leaves to the search, in the ways that are tried."""
+
+SCORED = 20
+"""The same where every one of them is scored in full."""
+
+LOOKAHEADS = (30.0, 100.0, 300.0, 1000.0)
+"""What a plan may count beside the LM's words, in nats for a plan score of 1."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +37,31 @@ class Choice:
     """In the order of trial, {"ndcg@10": mean over the queries, and the settings that differ from the published}."""
 
 
+def usual(bundle: Bundle) -> DecodeConfig:
+    """How to search an index on which nothing could be tried: with what it has the arrays for."""
+    weight = 0.0 if bundle.priors is None else 1.0
+    if bundle.postings is None:
+        return DecodeConfig()
+    if bundle.postings.weights is None:
+        return DecodeConfig(prior_weight=weight, order="docid", plan_ahead=SCORED, mode="exhaustive")
+    return DecodeConfig(prior_weight=weight, plan_ahead=PLANNED, lookahead=300.0)
+
+
 def ways(bundle: Bundle) -> Iterator[DecodeConfig]:
     """What is tried: the published algorithm first, then what this index has the arrays for."""
     yield DecodeConfig()
-    for weight in (0.0,) if bundle.priors is None else (0.0, 1.0):
-        yield DecodeConfig(prior_weight=weight, order="docid")
-    for weight in (0.0,) if bundle.priors is None else (0.5, 1.0):
-        for planned in PLANNED if bundle.postings is not None else ():
-            yield DecodeConfig(prior_weight=weight, order="docid", plan_ahead=planned, mode="exhaustive")
+    weight = 0.0 if bundle.priors is None else 1.0
+    for prior_weight in {0.0, weight}:
+        yield DecodeConfig(prior_weight=prior_weight, order="docid")
+    if bundle.postings is None:
+        return
+    weighted = bundle.postings.weights is not None
+    for lookahead in LOOKAHEADS if weighted else ():
+        yield DecodeConfig(prior_weight=weight, plan_ahead=PLANNED, lookahead=lookahead)
+    for lookahead in (0.0, *LOOKAHEADS) if weighted else (0.0,):
+        yield DecodeConfig(
+            prior_weight=weight, plan_ahead=SCORED, lookahead=lookahead, mode="exhaustive", order="docid"
+        )
 
 
 def ndcg(retriever: Retriever, queries: Sequence[tuple[str, str]], cfg: DecodeConfig) -> float:

@@ -129,10 +129,8 @@ class Job:
             return []
         found = self.search.harvest.found
         scores = {drawn.leaf: self._score(drawn.leaf) for drawn in found} if self.scored else {}
-        if self.cfg.order == "rerank":
-            found = sorted(found, key=lambda drawn: -(scores[drawn.leaf].rerank or 0.0))
-        elif self.scored:
-            found = sorted(found, key=lambda drawn: -scores[drawn.leaf].calibrated)
+        if self.scored:
+            found = sorted(found, key=lambda drawn: -self._worth(drawn, scores[drawn.leaf]))
         rows = [(row, drawn) for drawn in found for row in self.view.rows(drawn.leaf).tolist()]
         hits, above = dict[str, Hit](), np.inf
         for start in range(0, len(rows), self.request.k):  # as many as it takes: of one document, only the first counts
@@ -190,10 +188,16 @@ class Job:
     def _score(self, leaf: int) -> Score:
         return self.scores.of(leaf, self.live.tail_prior(int(self.view.rows(leaf)[0])))
 
+    def _worth(self, drawn: Drawn, score: Score) -> float:
+        """What hits are ordered by: the whole docid's score, or the rerank head's; a plan's promise is in either."""
+        if self.cfg.order != "rerank" or score.rerank is None:
+            return score.calibrated
+        return score.rerank + (self._promises[drawn.leaf] if self._promises else 0.0)
+
     def _hit(self, document: dict[str, str], drawn: Drawn, rank: int, score: Score | None, above: float) -> Hit:
         value = 1.0 / rank
         if score is not None:
-            value = score.calibrated if score.rerank is None or self.cfg.order != "rerank" else score.rerank
+            value = self._worth(drawn, score)
             value = min(value, float(np.nextafter(above, -np.inf)))  # documents that share a docid: no ties in a run
         return Hit(
             docno=document["docno"],

@@ -15,13 +15,13 @@ from zerogr_ray import adapters
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import DEFAULT_INSTRUCTION, DEFAULT_MODEL, DocIdConfig, QueryConfig, Strict, TrainingConfig
 from zerogr_ray.errors import BuildError
-from zerogr_ray.models import find_model
+from zerogr_ray.models import find_model, load_format
 from zerogr_ray.stage import progress
 from zerogr_ray.store import Folder, key_of, local_path
 from zerogr_ray.training.checkpoints import Product, read_log
 from zerogr_ray.training.fit import NOT_RESULTS, fit
 from zerogr_ray.training.tasks import LearnDocIds, LearnQueries, Retrieve, Task
-from zerogr_ray.training.triples import Triples, learning_rows, read_triples, write_rows
+from zerogr_ray.training.triples import Triple, Triples, documents_of, learning_rows, read_triples, write_rows
 
 TaskName = Literal["queries", "docids", "retriever"]
 
@@ -93,11 +93,15 @@ def finetune(
     }
     work = target.with_name(f"{target.name}.work")
     folder = work / f"{task}-{key_of(about, columns, [row for row, _ in rows])}"
-    shards, held = write_rows(folder / "rows", columns, rows, cfg.training)
+    bags, documents = None, None
+    if task == "retriever" and cfg.training.plan_weight:
+        bags = folder / "bags"
+        documents = _planned(triples.kept, rows, base, bags)
+    shards, held = write_rows(folder / "rows", columns, rows, cfg.training, documents)
     rejects = _write_rejects(work, triples)
     with ray_cluster():
         training = cfg.training.model_copy(update={"gpus": _gpus(cfg.training)})
-        made = _fit(base, shards, learns[task], training, folder / "training", held, product, quiet)
+        made = _fit(base, shards, learns[task], training, folder / "training", held, product, bags, quiet)
     log = read_log(folder / "training")
     report = _report(task, target, log, len(rows), triples, rejects, held)
     about["result"] = {
@@ -117,7 +121,11 @@ def model_card(
 ) -> str:
     """README.md of the folder: what it is, what it was and was not trained on, how it went."""
     result, training = about["result"], about["training"]
-    does = {"queries": "writes search queries for a document", "docids": "writes the docid of a document"}
+    does = {
+        "queries": "writes search queries for a document",
+        "docids": "writes the docid of a document",
+        "retriever": "answers a query with docids and plans ahead; a retriever's training begins from it",
+    }
     files = ", ".join(Path(path).name for path in data)
     curve = [row for row in log if "validation_loss" in row]
     by_task = "\n".join(f"| {name} | {count} |" for name, count in about["rows"].items())
@@ -131,7 +139,7 @@ def model_card(
     best = f"step {result['best_step']}" if result["best_step"] else "the last step: nothing was held out"
     return f"""# {about["base"]["name"]}, fine-tuned: {about["task"]}
 
-It {does.get(about["task"], "answers a query with docids")}, for generative retrieval with zerogr_ray.
+It {does[about["task"]]}, for generative retrieval with zerogr_ray.
 Base model: {about["base"]["name"]} (weights {about["base"]["weights"]}). Trained: {method}.
 Licence: {licence}.
 
@@ -164,6 +172,7 @@ def _fit(
     folder: Path,
     held: list[Path],
     product: Product,
+    bags: Path | None,
     quiet: bool,
 ) -> Path:
     with progress("training", None, unit="steps", quiet=quiet) as bar:
@@ -173,7 +182,15 @@ def _fit(
             bar.set_postfix_str(f"loss {state['loss']:.2f}, {state['tokens_per_second']:.0f} tok/s", refresh=False)
             bar.update(state["step"] - bar.n)
 
-        return fit(base, shards, task, cfg, folder, show, held, product=product)
+        return fit(base, shards, task, cfg, folder, show, held, product=product, bags=bags, buffer_rows=1)
+
+
+def _planned(triples: Sequence[Triple], rows: list[tuple[tuple[str, ...], str]], base: Path, folder: Path) -> list[int]:
+    """Save what the documents are about in `folder`; returns the number of each row's document."""
+    bags, numbers = documents_of(triples, load_format(base))
+    bags.save(folder)
+    task_of = {(row.instruction, row.query, row.text): row.task for row in triples}
+    return [numbers[task_of[values[0], values[1], text], text] for values, text in rows]
 
 
 def _gpus(cfg: TrainingConfig) -> float:

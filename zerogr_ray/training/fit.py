@@ -19,6 +19,7 @@ from zerogr_ray.config import TrainingConfig
 from zerogr_ray.errors import BuildError, ZeroGRError
 from zerogr_ray.models import fingerprint as model_fingerprint
 from zerogr_ray.training.checkpoints import Product, finished
+from zerogr_ray.training.examples import BUFFER_ROWS
 from zerogr_ray.training.tasks import Task
 
 MAX_FAILURES = 3
@@ -39,13 +40,14 @@ def fit(
     beside: Sequence[Path] = (),
     product: Product = "model",
     bags: Path | None = None,
+    buffer_rows: int = BUFFER_ROWS,
 ) -> Path:
     """Train `model` on `shards` and return `folder/model`, or `folder/adapter`; Ray must be initialised.
 
     `held_out` are shards for early stop; `beside` holds for each shard a file with wrong docids, for rerank steps;
-    `bags` is a folder of saved Bags, for the plan loss. `on_progress` is called in this process with each step's
-    report. A product that the same call has finished before is returned at once. Raises BuildError with the worker's
-    own words.
+    `bags` is a folder of saved Bags, for the plan loss; `buffer_rows` is as for ExampleStream. `on_progress` is called
+    in this process with each step's report. A product that the same call has finished before is returned at once.
+    Raises BuildError with the worker's own words.
     """
     model, folder = model.resolve(), folder.resolve()  # Ray Train changes its workers' directory
     shards, held_out, beside = (sorted(path.resolve() for path in paths) for paths in (shards, held_out, beside))
@@ -68,6 +70,7 @@ def fit(
                 "held_out": held_out,
                 "beside": beside,
                 "bags": bags,
+                "buffer_rows": buffer_rows,
                 "product": product,
                 "cfg": cfg,
                 "folder": folder,
@@ -141,7 +144,8 @@ def _worker(job: dict[str, Any]) -> None:
 
     try:
         model = load_model(job["model"], "float32", device)
-        stream = ExampleStream(job["shards"], job["task"], load_format(job["model"]), cfg, job["beside"], job["bags"])
+        given = {name: job[name] for name in ("shards", "task", "beside", "bags", "buffer_rows")}
+        stream = ExampleStream(fmt=load_format(job["model"]), cfg=cfg, **given)
         more = {name: job[name] for name in ("fingerprint", "held_out", "product")}
         train(model, stream, cfg, job["folder"], report, rank, world, **more)
     except ZeroGRError as error:

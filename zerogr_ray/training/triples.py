@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from zerogr_ray.corpus.bags import Bags, make_bags
 from zerogr_ray.corpus.fields import RowError, clean, parse_object, pick, text
 from zerogr_ray.corpus.files import lines, locate
 from zerogr_ray.corpus.terms import Frequencies
@@ -22,9 +23,14 @@ from zerogr_ray.docids.rule import core_terms
 from zerogr_ray.errors import InputError
 from zerogr_ray.rows import Rejected
 from zerogr_ray.store import hash64
+from zerogr_ray.training.examples import DOCUMENT
 from zerogr_ray.training.validation import held_out_share, is_held_out
 
-SHARD_ROWS = 4096
+if TYPE_CHECKING:
+    from zerogr_ray.chat import PromptFormat
+
+SHARD_BATCHES = 256
+"""Batches of one shard."""
 
 SHOWN_WORDS = 96
 """Words of a document that its docid is made of: about what a prompt of 128 tokens shows of it."""
@@ -163,29 +169,66 @@ def learning_rows(task: str, triples: Iterable[Triple]) -> tuple[list[str], list
     return ["instruction", "query", "docid"], [((r.instruction, r.query, d), r.text) for r, d in answers if d]
 
 
+def documents_of(triples: Sequence[Triple], fmt: PromptFormat) -> tuple[Bags, dict[tuple[str, str], int]]:
+    """What the documents are about, and the number of each (task, text); weighed among those of its own task."""
+    by_task: dict[str, dict[str, str]] = {}
+    for row in triples:
+        by_task.setdefault(row.task, {})[row.text] = row.title
+    numbers: dict[tuple[str, str], int] = {}
+    tables = []
+    for task, documents in by_task.items():
+        numbers.update(((task, body), number) for number, body in enumerate(documents, start=len(numbers)))
+        tables.append(make_bags(fmt, [f"{title}\n{body}" for body, title in documents.items()]))
+    return Bags.of(tables), numbers
+
+
 def write_rows(
-    folder: Path, columns: list[str], rows: list[tuple[tuple[str, ...], str]], cfg: Any
+    folder: Path,
+    columns: list[str],
+    rows: list[tuple[tuple[str, ...], str]],
+    cfg: Any,
+    documents: Sequence[int] | None = None,
 ) -> tuple[list[Path], list[Path]]:
     """Write shards to train on, and one that is held out: (part-*.parquet, held-*.parquet).
 
-    Held out are whole documents, so that a generator is judged on texts it has never seen.
+    Held out are whole documents, so that a generator is judged on texts it has never seen. `documents` numbers the
+    document of each row, for trainings that plan ahead. A row group is one batch, of rows with one instruction while
+    there are enough: what their prompts share is computed once.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     share = held_out_share(len(rows), cfg)
     apart = [is_held_out(share, body) for _, body in rows]
-    parts: dict[str, list[tuple[str, ...]]] = {
-        "part": [row for (row, _), away in zip(rows, apart, strict=True) if not away],
-        "held": [row for (row, _), away in zip(rows, apart, strict=True) if away],
+    schema = pa.schema([(name, pa.string()) for name in columns])
+    values: list[tuple[Any, ...]] = [row for row, _ in rows]
+    if documents is not None:
+        schema = schema.append(pa.field(DOCUMENT, pa.int64()))
+        values = [(*row, number) for row, number in zip(values, documents, strict=True)]
+    parts = {
+        "part": [row for row, away in zip(values, apart, strict=True) if not away],
+        "held": [row for row, away in zip(values, apart, strict=True) if away],
     }
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, list[Path]] = {"part": [], "held": []}
+    shard = SHARD_BATCHES * cfg.batch_examples
+    if columns[0] == "instruction":
+        parts["part"] = _by_instruction(parts["part"], cfg.batch_examples)
     for kind, chosen in parts.items():
-        for number, at in enumerate(range(0, len(chosen), SHARD_ROWS)):
+        for number, at in enumerate(range(0, len(chosen), shard)):
             path = folder / f"{kind}-{number:05d}.parquet"
-            values = zip(*chosen[at : at + SHARD_ROWS], strict=True)
-            table = pa.table({name: pa.array(value, pa.string()) for name, value in zip(columns, values, strict=True)})
-            pq.write_table(table, path, compression="zstd")
+            arrays = [list(column) for column in zip(*chosen[at : at + shard], strict=True)]
+            table = pa.table(arrays, schema=schema)
+            pq.write_table(table, path, compression="zstd", row_group_size=cfg.batch_examples)
             written[kind].append(path)
     return written["part"], written["held"]
+
+
+def _by_instruction(rows: list[tuple[Any, ...]], batch: int) -> list[tuple[Any, ...]]:
+    """Whole batches of one instruction each, in no order that the files had, and then what is left of all."""
+    groups: dict[str, list[tuple[Any, ...]]] = {}
+    for row in sorted(rows, key=lambda row: hash64("order", *map(str, row))):
+        groups.setdefault(row[0], []).append(row)
+    whole = {instruction: len(some) // batch * batch for instruction, some in groups.items()}
+    first = [row for instruction, some in groups.items() for row in some[: whole[instruction]]]
+    return first + [row for instruction, some in groups.items() for row in some[whole[instruction] :]]

@@ -1,0 +1,176 @@
+"""Claim: zero-shot, from a corpus and one instruction sentence, ours ranks better on the mean than BM25 does.
+
+    python benchmarks/quality.py --out benchmarks/results/quality.json       2 CPU cores: up to three hours
+    python benchmarks/quality.py --only adi --only limit-small               the same for some of the collections
+    python benchmarks/quality.py --gpu --out benchmarks/results/quality-gpu.json     scifact whole, 16 queries each
+
+For each collection the whole pipeline runs as `zerogr index` runs it: the build reads corpus and instruction, never
+queries or judgements, and chooses its own way of decoding on held-back pseudo-queries. Then, on the collection's own
+queries, nDCG@10 (of limit-small also recall@2) of
+
+    bm25        bm25s over title and text
+    minilm      all-MiniLM-L6-v2, exact cosine
+    published   ours, decoded by the published algorithm: no calibration, no plan
+    ours        as the index chose, in the order of the draws
+    reranked    the same hits, ordered by the rerank head
+
+What is finished is found again: an interrupted run goes on with the next step of the same collection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from zerogr_ray.config import DecodeConfig
+from zerogr_ray.corpus.collections import read_collection
+from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.evaluation.baselines import bm25
+from zerogr_ray.evaluation.dense import SentenceEncoder, dense
+from zerogr_ray.evaluation.evaluate import as_run, documents_of, search_collection
+from zerogr_ray.evaluation.metrics import evaluate, mean, recall_by_depth
+from zerogr_ray.models import DEFAULT_ENCODER
+from zerogr_ray.rows import Collection, Qrels, Run
+
+COLLECTIONS = ("api-torchhub", "metatool", "adi", "limit-small", "scifact-60")
+
+SMALL = {
+    "queries.per_document": 4,
+    "queries.max_new_tokens": 24,
+    "queries.passages": 6,
+    "training.epochs": 2,
+    "training.rerank_every": 8,
+}
+"""What three hours on two cores allow."""
+
+LARGE = {"queries.per_document": 16, "training.epochs": 3, "training.rerank_every": 8}
+
+
+def main() -> None:
+    """Run what is missing, print the table as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of collections")
+    parser.add_argument("--work", type=Path, default=Path("quality.work"), help="indexes and what their builds leave")
+    parser.add_argument("--only", action="append", choices=[*COLLECTIONS, "scifact"], help="a collection; may repeat")
+    parser.add_argument("--gpu", action="store_true", help="scifact whole, more queries, more epochs")
+    parser.add_argument("--set", action="append", default=[], help="a setting of the build, KEY=VALUE; may repeat")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    arguments = parser.parse_args()
+    names = arguments.only or [*COLLECTIONS[:4], "scifact" if arguments.gpu else COLLECTIONS[4]]
+    settings = [f"{key}={value}" for key, value in (LARGE if arguments.gpu else SMALL).items()] + arguments.set
+    table: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    for name in names:
+        table[name], seconds[name] = one(name, arguments.data, arguments.work, settings)
+        print(name, json.dumps(table[name]), f"{seconds[name]:.0f} s", file=sys.stderr)
+    systems = [system for system in next(iter(table.values())) if system != "chosen" and "@" not in system]
+    result = {
+        "collections": table,
+        "mean": {system: round(sum(row[system] for row in table.values()) / len(table), 4) for system in systems},
+        "seconds": round(sum(seconds.values())),
+        "seconds_by_collection": {name: round(spent) for name, spent in seconds.items()},
+        "settings": settings,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "date": date.today().isoformat(),
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+def one(name: str, data: Path, work: Path, settings: list[str]) -> tuple[dict[str, Any], float]:
+    """The figures of one collection, and the seconds that building and searching took in all."""
+    folder = work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    source = scifact_slice(data / "scifact", folder / "collection") if name == "scifact-60" else data / name
+    index, done = folder / "index", folder / "result.json"
+    instruction = (data / name.removesuffix("-60") / "instruction.txt").read_text(encoding="utf-8").strip()
+    spent = folder / "seconds.txt"  # of all attempts: an interrupted build has cost its time too
+    started, before = time.monotonic(), float(spent.read_text()) if spent.exists() else 0.0
+    chosen = [argument for setting in settings for argument in ("--set", setting)]
+    command = [
+        str(Path(sys.executable).with_name("zerogr")),
+        "index",
+        str(source),
+        str(index),
+        "--instruction",
+        instruction,
+    ]
+    try:
+        subprocess.run([*command, *chosen], check=True, stdout=sys.stderr)
+    finally:
+        spent.write_text(str(before + time.monotonic() - started))
+    key = json.loads((index / "manifest.json").read_text(encoding="utf-8"))["key"]
+    if done.exists() and (kept := json.loads(done.read_text()))["key"] == key:
+        return kept["figures"], float(spent.read_text())
+    figures = measure(index, read_collection(str(source)), name)
+    spent.write_text(str(before + time.monotonic() - started))
+    done.write_text(json.dumps({"key": key, "figures": figures}))
+    return figures, float(spent.read_text())
+
+
+def measure(index: Path, collection: Collection, name: str) -> dict[str, Any]:
+    """nDCG@10 of every system on the collection's queries."""
+    retriever = Retriever.load(index)
+    own = retriever.bundle.decode
+    ways = {
+        "published": DecodeConfig(),
+        "ours": own.model_copy(update={"order": "draw"}) if own.mode != "exhaustive" else own,
+        "reranked": own.model_copy(update={"order": "rerank"}),
+    }
+    runs: dict[str, Run] = {
+        "bm25": bm25(documents_of(collection), collection.queries, 100),
+        "minilm": dense(documents_of(collection), collection.queries, 100, SentenceEncoder(DEFAULT_ENCODER)),
+    }
+    for system, cfg in ways.items():
+        runs[system] = as_run(search_collection(retriever, collection, cfg, 10, name=f"{name} {system}"))
+    figures: dict[str, Any] = {system: ndcg(collection.qrels, run) for system, run in runs.items()}
+    if name == "limit-small":
+        figures["recall@2"] = {
+            system: round(recall_by_depth(collection.qrels, run, [2])[2], 4) for system, run in runs.items()
+        }
+    published = DecodeConfig().model_dump()
+    return figures | {"chosen": {key: value for key, value in own.model_dump().items() if value != published[key]}}
+
+
+def ndcg(qrels: Qrels, run: Run) -> float:
+    """Mean nDCG@10."""
+    return round(mean(evaluate(qrels, run))["ndcg@10"], 4)
+
+
+def scifact_slice(source: Path, out: Path, queries: int = 60) -> Path:
+    """The documents that the first 60 test queries need, and as many others, as a BEIR folder."""
+    collection = read_collection(str(source))
+    asked = collection.queries[:queries]
+    needed = {docno for query in asked for docno, grade in collection.qrels[query.qid].items() if grade > 0}
+    documents = list(documents_of(collection))
+    others = [document for document in documents if document.docno not in needed][: len(needed)]
+    kept = needed | {document.docno for document in others}
+    (out / "qrels").mkdir(parents=True, exist_ok=True)
+    rows = [{"_id": d.docno, "title": d.title, "text": d.text} for d in documents if d.docno in kept]
+    write_lines(out / "corpus.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows])
+    write_lines(out / "queries.jsonl", [json.dumps({"_id": q.qid, "text": q.text}) for q in asked])
+    judged = [(q.qid, docno, grade) for q in asked for docno, grade in collection.qrels[q.qid].items()]
+    write_lines(out / "qrels" / "test.tsv", ["query-id\tcorpus-id\tscore", *("\t".join(map(str, r)) for r in judged)])
+    return out
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    """A text file, left alone where it says the same already: the corpus keeps its time stamp."""
+    text = "\n".join(lines) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
