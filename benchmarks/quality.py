@@ -98,16 +98,10 @@ def one(name: str, data: Path, work: Path, settings: list[str]) -> tuple[dict[st
     spent = folder / "seconds.txt"  # of all attempts: an interrupted build has cost its time too
     started, before = time.monotonic(), float(spent.read_text()) if spent.exists() else 0.0
     chosen = [argument for setting in settings for argument in ("--set", setting)]
-    command = [
-        str(Path(sys.executable).with_name("zerogr")),
-        "index",
-        str(source),
-        str(index),
-        "--instruction",
-        instruction,
-    ]
+    zerogr = Path(sys.executable).with_name("zerogr")
+    command = [zerogr, "index", source, index, "--instruction", instruction, *chosen]
     try:
-        subprocess.run([*command, *chosen], check=True, stdout=sys.stderr)
+        subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
     finally:
         spent.write_text(str(before + time.monotonic() - started))
     key = json.loads((index / "manifest.json").read_text(encoding="utf-8"))["key"]

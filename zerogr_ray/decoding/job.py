@@ -71,6 +71,9 @@ class Job:
             raise InputError(f"{bundle.path} has no postings for plan_ahead; build it again with --set postings=terms")
         if cfg.prior_weight and bundle.priors is None:
             raise InputError(f"{bundle.path} has no edge priors; set prior_weight to 0")
+        if not cfg.plan_ahead and cfg.lookahead == own.lookahead:
+            # Whoever turns the index's own plan off has nothing to look ahead at.
+            self.cfg = cfg = cfg.model_copy(update={"lookahead": 0.0})
         if cfg.lookahead and not cfg.plan_ahead:
             raise InputError(f"lookahead {cfg.lookahead} looks at the documents of plan_ahead, which is 0; set both")
         if cfg.order == "rerank" and bundle.manifest.get("rerank_token") is None:

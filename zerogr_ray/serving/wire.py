@@ -30,6 +30,8 @@ SETTINGS = (
     "temperature",
     "prior_weight",
     "plan_ahead",
+    "own_terms",
+    "lookahead",
     "order",
 )
 """Settings of the decoder that a request may give; of the others, and where it gives none, those of the index count."""
@@ -68,7 +70,11 @@ class SearchRequest(Strict):
     prior_weight: float | None = Field(None, ge=0, le=100)
     """Weight of the edge priors, in an index that has them."""
     plan_ahead: int | None = Field(None, ge=0, le=1_000_000)
-    """Search only so many documents, chosen by their docids' tokens, in an index that has postings."""
+    """Search only so many documents, those that the prompt's logits favour, in an index that has postings."""
+    own_terms: float | None = Field(None, ge=0, le=100)
+    """Weight of the query's own terms in that choice."""
+    lookahead: float | None = Field(None, ge=0, le=10_000)
+    """Weight of that choice in every step of the search."""
     order: Literal["draw", "docid", "rerank"] | None = None
     """Order of the hits."""
     rerank: bool = False
