@@ -5,14 +5,21 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from tests.test_cli import complaint, zerogr
 from tests.tiny import save_tiny
 from tests.training.test_fit import training_workers
 from zerogr_ray.adapters import find_adapted_model, read_adapter
 from zerogr_ray.config import IndexConfig, make_config
-from zerogr_ray.models import load_format
+from zerogr_ray.corpus.bags import Bags
+from zerogr_ray.errors import ModelError
+from zerogr_ray.index.bundle import open_index
+from zerogr_ray.models import load_format, load_model
 from zerogr_ray.training import finetune as module
 from zerogr_ray.training.finetune import FinetuneConfig, finetune
 
@@ -172,3 +179,58 @@ def test_an_index_built_with_a_rerank_head_can_order_by_it(base, tmp_path):
     hits = retriever.search("where is the fox", k=5, config=DecodeConfig(order="rerank"))
     assert [hit.rerank for hit in hits] == sorted((hit.rerank for hit in hits), reverse=True)
     assert build_index(str(corpus), tmp_path / "index", cfg, quiet=True).unchanged
+
+
+def test_a_retriever_plans_ahead_with_what_the_documents_of_its_own_task_are_about(base, data, tmp_path):
+    report = finetune("retriever", [data], tmp_path / "out", settings(base), quiet=True)
+    work = next((tmp_path / "out.work").glob("retriever-*"))
+    logged = [json.loads(line) for line in (work / "training" / "log.jsonl").read_text().splitlines()]
+    assert all(row["plan_loss"] > 0 for row in logged)
+    bags = Bags.open(work / "bags")
+    assert len(bags) == 60, "one for each document"
+    rows = pa.concat_tables([pq.read_table(path) for path in (work / "rows").glob("*.parquet")]).to_pylist()
+    fmt = load_format(Path(base))
+    for row in rows[::7]:
+        [number] = fmt.tokens([f" {row['query'].split()[-2]}"])
+        assert set(number) <= set(bags.take(np.array([row["document"]])).tokens.tolist()), "the right document"
+    plain = settings(base, **{"training.plan_weight": 0})
+    finetune("retriever", [data], tmp_path / "plain", plain, quiet=True)
+    [work] = (tmp_path / "plain.work").glob("retriever-*")
+    assert not (work / "bags").exists()
+    assert report.steps > 0
+
+
+def test_a_build_begins_from_a_retriever_adapter_and_from_no_other(base, data, tmp_path):
+    from zerogr_ray.build import build_index
+
+    finetune("retriever", [data], tmp_path / "adapter", settings(base), quiet=True)
+    finetune("docids", [data], tmp_path / "docids", settings(base), quiet=True)
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"docno": f"d{i}", "text": f"the fox {i}"}) + "\n" for i in range(12)))
+    small = {
+        "training.epochs": 0.1,
+        "training.learning_rate": 1e-9,
+        "queries.per_document": 0,
+        "docids.distinct": False,
+    }
+    values = {
+        "model": base,
+        "llm": {"model": base, "engine": "transformers"},
+        "calibration": {"texts": 2, "queries": 0},
+    }
+
+    def built(name, adapter):
+        cfg = make_config(IndexConfig, dict(values), {**small, "adapter": str(adapter)})
+        build_index(str(corpus), tmp_path / name, cfg, quiet=True)
+        model = load_model(open_index(tmp_path / name).model, "float32", "cpu")
+        return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+    wanted = load_model(find_adapted_model(base, tmp_path / "adapter"), "float32", "cpu")
+    wanted = torch.cat([parameter.flatten() for parameter in wanted.parameters()])
+    plain = load_model(Path(base), "float32", "cpu")
+    plain = torch.cat([parameter.flatten() for parameter in plain.parameters()])
+    begun, without = built("begun", tmp_path / "adapter"), built("without", "")
+    assert (begun - wanted).norm() < (begun - plain).norm() / 4
+    assert (without - plain).norm() < (without - wanted).norm() / 4
+    with pytest.raises(ModelError, match="an adapter for docids, not for retriever"):
+        built("other", tmp_path / "docids")
