@@ -69,7 +69,7 @@ def main() -> None:
     table: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     for name in names:
-        table[name], seconds[name] = one(name, arguments.data, arguments.work, settings)
+        table[name], seconds[name] = one(name, arguments.data, arguments.work / name, settings)
         print(name, json.dumps(table[name]), f"{seconds[name]:.0f} s", file=sys.stderr)
     systems = [system for system in next(iter(table.values())) if system != "chosen" and "@" not in system]
     result = {
@@ -88,9 +88,8 @@ def main() -> None:
         arguments.out.write_text(text + "\n", encoding="utf-8")
 
 
-def one(name: str, data: Path, work: Path, settings: list[str]) -> tuple[dict[str, Any], float]:
-    """The figures of one collection, and the seconds that building and searching took in all."""
-    folder = work / name
+def one(name: str, data: Path, folder: Path, settings: list[str]) -> tuple[dict[str, Any], float]:
+    """The figures of one collection, built in `folder`, and the seconds that building and searching took in all."""
     folder.mkdir(parents=True, exist_ok=True)
     source = scifact_slice(data / "scifact", folder / "collection") if name == "scifact-60" else data / name
     index, done = folder / "index", folder / "result.json"
@@ -120,8 +119,9 @@ def measure(index: Path, collection: Collection, name: str) -> dict[str, Any]:
     ways = {
         "published": DecodeConfig(),
         "ours": own.model_copy(update={"order": "draw"}) if own.mode != "exhaustive" else own,
-        "reranked": own.model_copy(update={"order": "rerank"}),
     }
+    if "rerank_token" in retriever.bundle.manifest:
+        ways["reranked"] = own.model_copy(update={"order": "rerank"})
     runs: dict[str, Run] = {
         "bm25": bm25(documents_of(collection), collection.queries, 100),
         "minilm": dense(documents_of(collection), collection.queries, 100, SentenceEncoder(DEFAULT_ENCODER)),

@@ -296,6 +296,8 @@ def _train(
     held = [Path(pairs.folder.url_of(name)) for name in pairs.folder.names("held-", ".parquet")]
     beside = [Path(candidates.folder.url_of(name)) for name in candidates.shards()] if candidates else []
     task = Retrieve(cfg.instruction, cfg.training.query_tokens)
+    if not cfg.training.epochs:
+        return model
     with progress("training", None, unit="steps", quiet=quiet) as bar:
 
         def show(state: dict[str, Any]) -> None:

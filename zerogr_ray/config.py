@@ -58,6 +58,9 @@ class LLMConfig(Strict):
 class DocIdConfig(Strict):
     """How a document gets its docid (ZeroGR, section 3.2: short, general to specific, greedy)."""
 
+    written_by: Literal["lm", "rule", "random"] = "lm"
+    """lm: the language model. rule: title and heaviest terms (docids/rule.py), no model. random: words of the corpus
+    that have nothing to do with the document, to see what docids are worth."""
     doc_tokens: int = Field(128, ge=8)
     """Tokens of the document that the prompt shows."""
     pick_lines: bool = True
@@ -159,8 +162,9 @@ class TrainingConfig(Strict):
     """Width of those matrices."""
     lora_alpha: int = Field(32, ge=1)
     """Their product counts alpha / rank."""
-    epochs: float = Field(1, gt=0)
-    """Passes over all examples; a fraction stops within a pass."""
+    epochs: float = Field(1, ge=0)
+    """Passes over all examples; a fraction stops within a pass. 0: the retriever is the model that it would begin
+    from, untrained."""
     learning_rate: float = Field(3e-4, gt=0)
     """Peak of the schedule: linear warm-up, cosine decay to a tenth. Suits 135M parameters; 1B wants some 5e-5."""
     warmup: float = Field(0.05, ge=0, lt=1)

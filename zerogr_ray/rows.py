@@ -91,8 +91,8 @@ def document_schema() -> pa.Schema:
 
 
 def docid_schema() -> pa.Schema:
-    """Rows that the docid stages write. `source` says how the docid came about: "lm" or "fallback", or, where it was
-    shared at first, "lm term" or "rule term" after what its last word comes from."""
+    """Rows that the docid stages write. `source` says how the docid came about: "lm", "rule", "random" or "fallback",
+    or, where it was shared at first, "lm term" or "rule term" after what its last word comes from."""
     import pyarrow as pa
 
     return pa.schema([("docno", pa.string()), ("docid", pa.string()), ("source", pa.string())])

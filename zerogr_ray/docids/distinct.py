@@ -58,7 +58,7 @@ def make_distinct(
         return manifest
     state, task = _DocIds(docids, source), AddTerm(cfg, frequencies)
     facts = {"distinct_before": state.distinct(), "asked": 0, "lm": 0, "rule": 0}
-    for number in range(cfg.distinct_rounds):
+    for number in range(cfg.distinct_rounds if cfg.written_by == "lm" else 0):
         folder = output.folder / f"round-{number}"
         if not (groups := state.collisions()):
             break

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from zerogr_ray.chat import PromptFormat
 from zerogr_ray.cluster import cores
 from zerogr_ray.config import LLMConfig
 from zerogr_ray.errors import BuildError
-from zerogr_ray.generation.engine import Sampling, open_engine
+from zerogr_ray.generation.engine import Engine, Sampling, open_engine
 from zerogr_ray.models import find_model
 from zerogr_ray.stage import Output, ShardTask
 
 
 class CountingEngine:
-    """An engine that counts the tokens of what it writes."""
+    """An engine that counts the tokens of what it writes. It is loaded when something is first asked of it."""
 
     def __init__(self, llm: LLMConfig) -> None:
-        self.engine = open_engine(llm, find_model(llm.model))
-        self.format = self.engine.format
+        self.llm = llm
         self.room, self.tokens = llm.max_model_len, 0
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine itself."""
+        return open_engine(self.llm, find_model(self.llm.model))
+
+    @property
+    def format(self) -> PromptFormat:
+        """That of its model."""
+        return self.engine.format
 
     def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[list[str]]:
         """See Engine. Raises BuildError for a prompt that leaves no room for the answer."""
@@ -35,7 +46,8 @@ class CountingEngine:
 
     def close(self) -> None:
         """Give the memory back."""
-        self.engine.close()
+        if "engine" in self.__dict__:
+            self.engine.close()
 
 
 class Writer:

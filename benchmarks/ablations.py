@@ -1,0 +1,93 @@
+"""Claim: each ingredient of the pipeline earns its place. One removed at a time, on two small collections.
+
+    python benchmarks/ablations.py --out benchmarks/results/ablations.json     2 CPU cores: hours; resumable
+    python benchmarks/ablations.py --only adi --variant full --variant untrained
+
+Every variant is built by `zerogr index` with other settings and measured as in quality.py, nDCG@10. The index of the
+full variant is then searched in every mode, with and without a plan: reverse annealing (reference) against sampling,
+beam and top_k. `per_document` says how quality grows with the number of pseudo-queries of a document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.quality import ndcg, one
+from zerogr_ray.config import DecodeConfig
+from zerogr_ray.corpus.collections import read_collection
+from zerogr_ray.decoding.choose import usual
+from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.evaluation.evaluate import as_run, search_collection
+
+FULL = {"queries.per_document": 4, "queries.max_new_tokens": 24, "queries.passages": 6, "training.epochs": 2}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "no LM queries": {"queries.per_document": 0},
+    "no passages": {"queries.passages": 0},
+    "no filter": {"queries.filter.repeats": 0, "queries.filter.shared": False, "queries.filter.round_trip": 0},
+    "no adapters": {"adapter": "", "docids.adapter": "", "queries.adapter": ""},
+    "no plan loss": {"training.plan_weight": 0},
+    "untrained": {"training.epochs": 0},
+    "keyword docids": {"docids.written_by": "rule"},
+    "random docids": {"docids.written_by": "random"},
+    "docids may be shared": {"docids.distinct": False},
+}
+
+PER_DOCUMENT = (0, 1, 2, 4, 8)
+
+MODES = ("reference", "sampling", "beam", "top_k")
+
+
+def main() -> None:
+    """Build and measure what is missing, print everything as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of collections")
+    parser.add_argument("--work", type=Path, default=Path("ablations.work"), help="indexes and what their builds leave")
+    parser.add_argument("--only", action="append", help="a collection; may repeat (api-torchhub and adi)")
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="a variant; may repeat (all)")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    arguments = parser.parse_args()
+    names = arguments.only or ["api-torchhub", "adi"]
+    result: dict[str, Any] = {"date": date.today().isoformat(), "collections": {}}
+    for name in names:
+        root = arguments.work / name
+
+        def built(folder: str, changed: dict[str, Any], name: str = name, root: Path = root) -> dict[str, Any]:
+            settings = [f"{key}={json.dumps(value) if value != '' else ''}" for key, value in (FULL | changed).items()]
+            figures = one(name, arguments.data, root / folder.replace(" ", "-"), settings)[0]
+            print(name, folder, figures, file=sys.stderr)
+            return figures
+
+        rows = {variant: built(variant, VARIANTS[variant]) for variant in arguments.variant or VARIANTS}
+        table: dict[str, Any] = {"variants": rows}
+        if not arguments.variant:
+            table["per_document"] = {n: built(f"{n} queries", {"queries.per_document": n}) for n in PER_DOCUMENT}
+            table["modes"] = modes(root / "full" / "index", arguments.data / name)
+        result["collections"][name] = table
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+def modes(index: Path, source: Path) -> dict[str, float]:
+    """nDCG@10 of each mode, published (no prior, no plan) and as an index is usually searched."""
+    retriever, collection = Retriever.load(index), read_collection(str(source))
+    figures = {}
+    for base, cfg in (("published", DecodeConfig()), ("planned", usual(retriever.bundle))):
+        for mode in MODES:
+            found = search_collection(retriever, collection, cfg.model_copy(update={"mode": mode}), 10, name=mode)
+            figures[f"{base} {mode}"] = ndcg(collection.qrels, as_run(found))
+    return figures
+
+
+if __name__ == "__main__":
+    main()
