@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -226,3 +227,11 @@ def test_two_indexes_of_one_model_hold_it_once(index, tmp_path):
         assert searcher.current["docs"].retriever.model is searcher.current["more"].retriever.model
         one, two = (search(client, index=name)["version"] for name in ("docs", "more"))
         assert one != two
+
+
+def test_the_description_of_the_api_loads_nothing_from_elsewhere(client):
+    page = client.get("/docs").text
+    assert "SwaggerUIBundle" in page
+    assert "//" not in "".join(re.findall(r'(?:src|href)="([^"]*)"', page)), "no other host"
+    for address in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert client.get(address).status_code == 200

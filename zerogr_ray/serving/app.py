@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from zerogr_ray.decoding.job import Request as SearchOf
@@ -68,7 +69,8 @@ def create_app(
     tell_trace: bool = True,
 ) -> FastAPI:
     """The app around a replica that has been started."""
-    app = FastAPI(
+    app = FastAPIOffline(
+        redoc_url=None,
         title="zerogr_ray search",
         version="1",
         description="Generative retrieval: a language model answers a query with the docids of documents.",
