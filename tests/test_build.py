@@ -10,6 +10,7 @@ from tests.tiny import save_tiny
 from zerogr_ray.build import build_index
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import IndexConfig, make_config
+from zerogr_ray.index.bundle import open_index
 from zerogr_ray.index.inspect import inspect_index
 
 pytestmark = [pytest.mark.model, pytest.mark.ray, pytest.mark.timeout(300)]
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.model, pytest.mark.ray, pytest.mark.timeout(300)]
 TEXTS = ["the red fox hunts mice", "the red hat of a fox", "open a json file", "the same words", "the same words"]
 
 
-def test_a_build_says_what_it_did_with_queries_and_docids_and_the_index_keeps_it(tmp_path):
+def test_a_build_says_what_it_did_keeps_it_and_does_again_only_what_another_setting_asks_for(tmp_path):
     rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(TEXTS)]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = str(save_tiny(tmp_path / "tiny"))
@@ -37,6 +38,7 @@ def test_a_build_says_what_it_did_with_queries_and_docids_and_the_index_keeps_it
     cfg = make_config(IndexConfig, {}, settings)
     with ray_cluster():
         report = build_index(str(tmp_path / "corpus.jsonl"), tmp_path / "index", cfg, quiet=True)
+        _another_prompt(tmp_path, settings)
     counts, facts = report.queries, inspect_index(tmp_path / "index")
     assert counts["written"] == 20 == counts["kept"] + counts["repeats"] + counts["not found"] + counts["shared"]
     # Random weights may write what they like: two identical documents share a docid, no others do.
@@ -45,3 +47,19 @@ def test_a_build_says_what_it_did_with_queries_and_docids_and_the_index_keeps_it
     assert facts["collisions"]["identical"] == 2
     assert facts["coverage"]["documents"] == 5
     assert 0 <= facts["coverage"]["tfidf_covered"] <= 1
+
+
+def _another_prompt(folder, settings):
+    """Another docid prompt rebuilds docids and what follows, but no queries."""
+
+    def written(*names):
+        found = [path for name in names for path in (folder / "index.work").glob(f"{name}-*/part-*.parquet")]
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    queries, docids = written("queries", "filtered"), written("docids")
+    cfg = make_config(IndexConfig, {}, {**settings, "docids.prompt": "Name the document.", "training.epochs": 0})
+    report = build_index(str(folder / "corpus.jsonl"), folder / "other", cfg, folder / "index.work", quiet=True)
+    assert not report.unchanged
+    assert written("queries", "filtered") == queries
+    assert len(written("docids")) == 2 * len(docids)
+    assert not open_index(folder / "other").training, "no epoch, no training"

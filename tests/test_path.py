@@ -207,12 +207,3 @@ def test_the_index_answers_with_every_document_once(built):
     # Trained on it word for word: a passage of a document finds the document.
     found = retriever.search_many(list(DOCUMENTS.values()), k=3)
     assert sum(docno in {hit.docno for hit in some} for docno, some in zip(DOCUMENTS, found, strict=True)) >= 9
-
-
-def test_another_docid_prompt_rebuilds_docids_and_what_follows_but_no_queries(built):
-    folder, _ = built
-    queries = {**written(folder, "queries"), **written(folder, "filtered")}
-    report = finish(folder, "--set", "docids.prompt=Name the document in four words.", "--set", "training.epochs=0.5")
-    assert not report["unchanged"]
-    assert {**written(folder, "queries"), **written(folder, "filtered")} == queries
-    assert len({path.parent for path in shards(folder, "docids")}) == 2

@@ -103,7 +103,7 @@ class Job:
         else:
             gain = term_gain(logprobs, prior, query_bag(self.format, self.request.query), cfg.own_terms)
         among = None if self.view.filter is None else self.view.filter.rows[self.view.filter.rows < count]
-        planned = plan_ahead(bundle.postings, gain, cfg.plan_ahead, among)
+        planned = plan_ahead(bundle.postings, gain, max(cfg.plan_ahead, self.request.k), among)
         self.view = self.view.restricted(np.concatenate([planned, np.arange(count, self.view.documents)]))
         if cfg.lookahead:
             self._promises = self._promised(gain)
@@ -170,16 +170,20 @@ class Job:
     def _promised(self, gain: NDArray[np.float32]) -> dict[int, float]:
         """For every node above the rows of the view, `lookahead` times the best plan score of a row below it.
 
-        A row added since the build is scored by its docid's tokens, as if it were about nothing else.
+        A row added since the build is scored by its docid, as if it were about nothing else.
         """
         bundle, count = self.live.bundle, self.view.base.documents
         assert bundle.postings is not None
         assert self.view.filter is not None
         rows = self.view.filter.rows
         scores = bag_scores(bundle.postings, gain, rows[rows < count]).tolist()
-        for row in rows[rows >= count].tolist():
-            own = list(set(self.live.docid_tokens(row)))
-            scores.append(float(gain[own].sum()) / (1.0 if bundle.postings.weights is None else len(own) ** 0.5))
+        added = rows[rows >= count].tolist()
+        for row, document in zip(added, self.live.at(added), strict=True):
+            tokens, weights = query_bag(self.format, document["docid"])
+            if bundle.postings.weights is None:
+                tokens = np.unique(self.live.docid_tokens(row))
+                weights = np.ones(len(tokens), dtype=np.float32)
+            scores.append(float((gain[tokens] * weights).sum()))
         promises: dict[int, float] = {}
         leaves = self.view.leaves(rows).tolist()
         for score, node in sorted(zip(scores, leaves, strict=True), reverse=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import CacheConfig, DecodeConfig
+from zerogr_ray.corpus.bags import query_bag
 from zerogr_ray.decoding.job import Job, Request
 from zerogr_ray.errors import IndexRefused, InputError
 from zerogr_ray.index.bundle import Bundle, open_index
@@ -144,7 +145,7 @@ class Retriever:
         manifest = self.bundle.manifest
         task = MeasurePriors(manifest["instruction"], tuple(manifest.get("calibration", ())))
         measure = partial(measure_here, model=self.model, prompt_format=self.format, task=task)
-        self.live.compact(local_path(out), measure if task.texts else None)
+        self.live.compact(local_path(out), measure if task.texts else None, partial(query_bag, self.format))
 
     def _stream(self, job: Job, prompt: tuple[list[int], int]) -> Iterator[Hit]:
         given = 0
