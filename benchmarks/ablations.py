@@ -26,7 +26,7 @@ from zerogr_ray.decoding.choose import usual
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.evaluation.evaluate import as_run, search_collection
 
-FULL = {"queries.per_document": 4, "queries.max_new_tokens": 24, "queries.passages": 6, "training.epochs": 2}
+FULL = {"queries.per_document": 4, "queries.max_new_tokens": 24, "queries.passages": 6}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},

@@ -46,7 +46,6 @@ SMALL = {
     "queries.per_document": 4,
     "queries.max_new_tokens": 24,
     "queries.passages": 6,
-    "training.epochs": 2,
     "training.rerank_every": 8,
 }
 """What three hours on two cores allow."""

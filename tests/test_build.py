@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -10,6 +11,8 @@ from tests.tiny import save_tiny
 from zerogr_ray.build import build_index
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import IndexConfig, make_config
+from zerogr_ray.decoding.choose import usual
+from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.index.inspect import inspect_index
 
@@ -47,6 +50,31 @@ def test_a_build_says_what_it_did_keeps_it_and_does_again_only_what_another_sett
     assert facts["collisions"]["identical"] == 2
     assert facts["coverage"]["documents"] == 5
     assert 0 <= facts["coverage"]["tfidf_covered"] <= 1
+
+
+def test_docids_by_rule_without_queries_and_training_need_no_language_model_to_write(tmp_path):
+    rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(TEXTS)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = str(save_tiny(tmp_path / "tiny"))
+    writer = tmp_path / "writer"
+    shutil.copytree(model, writer)
+    next(writer.glob("*.safetensors")).write_bytes(b"not weights")  # read, it would fail
+    settings = {
+        "model": model,
+        "llm.model": str(writer),
+        "docids.written_by": "rule",
+        "queries.per_document": 0,
+        "training.epochs": 0,
+        "calibration.texts": 2,
+    }
+    with ray_cluster():
+        build_index(
+            str(tmp_path / "corpus.jsonl"), tmp_path / "index", make_config(IndexConfig, {}, settings), quiet=True
+        )
+    retriever = Retriever.load(tmp_path / "index", "cpu", "float32")
+    assert retriever.bundle.decode == usual(retriever.bundle)
+    assert retriever.bundle.decode.plan_ahead
+    assert retriever.search("json", k=1)[0].docno == "d2"
 
 
 def _another_prompt(folder, settings):
