@@ -161,8 +161,9 @@ class TrainingConfig(Strict):
     """Their product counts alpha / rank."""
     epochs: float = Field(1, gt=0)
     """Passes over all examples; a fraction stops within a pass."""
-    learning_rate: float = Field(3e-4, gt=0)
-    """Peak of the schedule: linear warm-up, cosine decay to a tenth. Suits 135M parameters; 1B wants some 5e-5."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak of the schedule: linear warm-up, cosine decay to a tenth. Suits 135M parameters; 1B wants some 3e-5, and
+    LoRA ten times as much."""
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the steps that warm up."""
     weight_decay: float = Field(0.0, ge=0)
