@@ -288,8 +288,11 @@ def train(
         raise InputError(f"there is no task {task!r} to train; choose queries, docids or retriever")
     hush()
     # A fine-tuned generator needs no worked examples in its prompt, and a folder of a few MB is what is asked for.
+    given = dict(map(setting, set_ or []))
+    lora = given.get("training.method", "lora") == "lora"
     defaults = {"queries.examples": 0, "docids.examples": 0, "training.method": "lora"}
-    cfg = make_config(FinetuneConfig, {}, {**defaults, **dict(map(setting, set_ or []))})
+    defaults |= {"training.learning_rate": 1e-3} if lora else {}
+    cfg = make_config(FinetuneConfig, {}, {**defaults, **given})
     report = finetune(task, data, out, cfg, without or [], most, licence, quiet)  # type: ignore[arg-type]
     if as_json:
         print_json(asdict(report))

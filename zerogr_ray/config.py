@@ -162,19 +162,12 @@ class TrainingConfig(Strict):
     """Width of those matrices."""
     lora_alpha: int = Field(32, ge=1)
     """Their product counts alpha / rank."""
-<<<<<<< HEAD
     epochs: float = Field(1, ge=0)
     """Passes over all examples; a fraction stops within a pass. 0: the retriever is the model that it would begin
     from, untrained."""
-    learning_rate: float = Field(3e-4, gt=0)
-    """Peak of the schedule: linear warm-up, cosine decay to a tenth. Suits 135M parameters; 1B wants some 5e-5."""
-=======
-    epochs: float = Field(1, gt=0)
-    """Passes over all examples; a fraction stops within a pass."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak of the schedule: linear warm-up, cosine decay to a tenth. Suits 135M parameters; 1B wants some 3e-5, and
     LoRA ten times as much."""
->>>>>>> main
     warmup: float = Field(0.05, ge=0, lt=1)
     """Share of the steps that warm up."""
     weight_decay: float = Field(0.0, ge=0)
