@@ -50,6 +50,7 @@ def ray_cluster(
             raise InputError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error
     else:
         ray.init(
+            "local",  # without it Ray would join whatever was started last on this machine
             num_cpus=cpus or max(4, cores()),
             object_store_memory=object_store,
             **({"_metrics_export_port": metrics_port} if metrics_port else {}),

@@ -32,7 +32,7 @@ CFG = TrainingConfig(
 def _local_ray():
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=1 << 27)
+    ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=1 << 27)
     yield
     ray.shutdown()
 
