@@ -28,7 +28,7 @@ def held(tmp_path):
 def measured(monkeypatch):
     """Held-out losses as if by step: best at step 6, so that two more measurements end the training at step 10."""
     losses = {2: 5.0, 4: 4.0, 6: 3.0, 8: 3.5, 10: 3.0, 12: 1.0}
-    monkeypatch.setattr(loop, "mean_loss", lambda model, packs, cast, world, step: losses[step])
+    monkeypatch.setattr(loop, "mean_loss", lambda model, packs, cast, world, step, *more: losses[step])
 
 
 def test_training_stops_after_its_patience_and_publishes_its_best(
