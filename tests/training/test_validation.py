@@ -118,8 +118,8 @@ def test_a_held_out_loss_that_is_no_number_stops_with_its_examples(source, shard
 
     real = loop.pack_losses
 
-    def poisoned(model, pack, token=None):
-        losses = real(model, pack, token)
+    def poisoned(model, pack, *more, **named):
+        losses = real(model, pack, *more, **named)
         return losses if torch.is_grad_enabled() else losses._replace(answers=losses.answers * float("nan"))
 
     monkeypatch.setattr(loop, "pack_losses", poisoned)
