@@ -97,6 +97,7 @@ def test_a_query_generator_becomes_an_adapter_with_a_card(base, data, tmp_path):
     assert (tmp_path / "adapters" / "queries.work").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.fault
 def test_a_killed_worker_of_a_lora_training_costs_nothing(base, data, tmp_path, monkeypatch):
     killed = []
     real = module.fit
