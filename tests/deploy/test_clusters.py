@@ -6,12 +6,11 @@ import copy
 import re
 
 import pytest
-
-pytest.importorskip("ray")
-
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.deploy.files import CLUSTERS, documents
+
+pytestmark = pytest.mark.ray
 
 by_file = pytest.mark.parametrize("file", CLUSTERS, ids=lambda file: file.name)
 

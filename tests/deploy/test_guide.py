@@ -23,8 +23,8 @@ def test_every_file_that_is_named_is_there():
     assert {path for path in linked | named if not path.exists()} == set()
 
 
+@pytest.mark.model
 def test_every_metric_is_told_of():
-    pytest.importorskip("torch")
     from zerogr_ray.serving.watching import METRICS
 
     assert set(re.findall(r"`(zerogr_\w+)`", GUIDE)) == METRICS.keys()

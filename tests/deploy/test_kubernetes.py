@@ -141,6 +141,7 @@ def test_the_job_calls_a_command_that_there_is():
     assert read_config(ROOT / "pipelines" / "gpu.toml", IndexConfig).llm.gpus, "what brings up the group gpu"
 
 
+@pytest.mark.ray
 def test_the_service_deploys_what_there_is():
     pytest.importorskip("torch")
     from importlib import import_module
