@@ -91,7 +91,8 @@ def build_index(
         source, facts = clock.time("corpus", lambda: normalise(corpus, folder, cfg.corpus, quiet))
         # Shards of all stages line up, so a stage depends on how the corpus is cut as well as on what is in it.
         layout = f"{facts['fingerprint']}/{cfg.corpus.shard_rows}"
-        plan = _Plan.of(cfg, layout, fingerprint(model), [fingerprint(writer) for writer in writers])
+        writing = [fingerprint(writer) for writer in writers]
+        plan = _Plan.of(cfg, layout, fingerprint(model), prompt_format.fingerprint, writing)
         report = {"rejected": facts["rejected"], "rejects": facts["rejects"]}
         if (manifest := _current(target, plan.index)) is not None:
             return BuildReport(str(target), manifest["documents"], manifest["docids"], unchanged=True, **report)
@@ -122,13 +123,11 @@ def build_index(
                     lambda: write_candidates(source, distinct, pairs, candidates, wrong, cfg.training.seed, quiet),
                 )
             beside = candidates if reserved is not None else None
-            bags, planned = None, None
-            if cfg.postings == "terms":
-                weighed = Output.at(folder, "bags", key_of("bags", 1, layout, prompt_format.fingerprint))
+            weighed = Output.at(folder, "bags", plan.bags) if plan.bags else None
+            if weighed is not None:
                 weighing = (source, weighed, prompt_format, facts["sizes"], spare_cpus(), quiet)
                 clock.time("bags", lambda: write_bags(*weighing))
-                bags = Bags.open(Path(weighed.folder.path))
-                planned = Path(weighed.folder.path) if cfg.training.plan_weight else None
+            planned = weighed if cfg.training.plan_weight else None
             tuned = clock.time("training", lambda: _train(cfg, model, pairs, beside, planned, training, quiet))
             about = {
                 "key": plan.index,
@@ -137,6 +136,7 @@ def build_index(
                 "collisions": _collisions(distinct),
                 **({} if reserved is None else {"rerank_token": reserved}),
             }
+            bags = Bags.open(Path(weighed.folder.path)) if weighed is not None else None
             left = Left(source, distinct, pairs, bags, tuned, prompt_format)
             manifest = clock.time("index", lambda: publish(target, left, cfg, about, folder, quiet))
     seconds = {name: round(spent, 1) for name, spent in clock.seconds.items()}
@@ -164,11 +164,13 @@ class _Plan:
     """The filtered queries; the queries themselves where the filter is off."""
     pairs: str
     candidates: str
+    bags: str
+    """What the documents are about; "" where the index shall not hold it."""
     training: str
     index: str
 
     @classmethod
-    def of(cls, cfg: IndexConfig, corpus: str, model: str, writers: Sequence[str]) -> _Plan:
+    def of(cls, cfg: IndexConfig, corpus: str, model: str, prompts: str, writers: Sequence[str]) -> _Plan:
         docids = WriteDocIds(cfg.docids).key(corpus, writers[0])
         distinct = distinct_key(docids, cfg.docids) if cfg.docids.distinct else docids
         queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, writers[1])
@@ -177,10 +179,11 @@ class _Plan:
         pairs = key_of("pairs", 3, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
         candidates = key_of("candidates", 1, pairs, cfg.training.rerank_candidates, cfg.training.seed)
         recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
-        planned = cfg.postings == "terms" and cfg.training.plan_weight > 0
-        training = key_of("training", 2, pairs, model, cfg.instruction, recipe, planned)
-        index = key_of("index", FORMAT, training, cfg.postings, cfg.calibration.model_dump())
-        return cls(docids, distinct, queries, kept, pairs, candidates, training, index)
+        bags = key_of("bags", 1, corpus, prompts) if cfg.postings == "terms" else ""
+        planned = bags if cfg.training.plan_weight else ""
+        training = key_of("training", 3, pairs, model, cfg.instruction, recipe, planned)
+        index = key_of("index", FORMAT, training, cfg.postings, bags, cfg.calibration.model_dump())
+        return cls(docids, distinct, queries, kept, pairs, candidates, bags, training, index)
 
 
 def _current(target: Path, key: str) -> dict[str, Any] | None:
@@ -286,18 +289,18 @@ def _train(
     model: Path,
     pairs: Output,
     candidates: Output | None,
-    bags: Path | None,
+    bags: Output | None,
     training: Output,
     quiet: bool,
 ) -> Path:
     from zerogr_ray.training.fit import fit
 
+    if not cfg.training.epochs:
+        return model
     shards = [Path(pairs.folder.url_of(name)) for name in pairs.shards()]
     held = [Path(pairs.folder.url_of(name)) for name in pairs.folder.names("held-", ".parquet")]
     beside = [Path(candidates.folder.url_of(name)) for name in candidates.shards()] if candidates else []
     task = Retrieve(cfg.instruction, cfg.training.query_tokens)
-    if not cfg.training.epochs:
-        return model
     with progress("training", None, unit="steps", quiet=quiet) as bar:
 
         def show(state: dict[str, Any]) -> None:
@@ -308,7 +311,8 @@ def _train(
             )
             bar.update(state["step"] - bar.n)
 
-        return fit(model, shards, task, cfg.training, Path(training.folder.path), show, held, beside, bags=bags)
+        arrays = Path(bags.folder.path) if bags is not None else None
+        return fit(model, shards, task, cfg.training, Path(training.folder.path), show, held, beside, bags=arrays)
 
 
 class _Clock:

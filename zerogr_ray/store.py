@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from zerogr_ray.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 
 class Folder:
@@ -110,6 +112,23 @@ def local_path(path: str | Path) -> Path:
     if "://" in str(path) or re.match(r"\w\w+:/", str(path)):  # Path("s3://b/x") has become "s3:/b/x"
         raise InputError(f"{path}: indexes are local folders for now; copy the folder here, or from here to s3://")
     return Path(path).expanduser().absolute()
+
+
+def save_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write each array as `folder`/NAME.npy; nothing in it is pickled."""
+    import numpy as np
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+
+def map_arrays(folder: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """The arrays that `save_arrays` wrote, memory-mapped: nothing is read yet. Raises OSError and ValueError."""
+    import numpy as np
+
+    # As plain arrays over the mapped bytes: indexing a numpy.memmap costs ten times as much.
+    return {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in names}
 
 
 def hash64(*parts: str) -> int:

@@ -202,7 +202,7 @@ def test_the_rule_takes_the_word_that_is_frequent_here_and_rare_elsewhere():
 
 def test_how_collisions_are_resolved_rebuilds_no_docids_and_no_queries():
     def keys(**changes):
-        return _Plan.of(make_config(IndexConfig, {}, changes), "corpus", "model", ["llm", "llm"])
+        return _Plan.of(make_config(IndexConfig, {}, changes), "corpus", "model", "prompts", ["llm", "llm"])
 
     plan, other = keys(), keys(**{"docids.distinct_rounds": 2})
     assert (plan.docids, plan.queries, plan.kept) == (other.docids, other.queries, other.kept)

@@ -139,7 +139,7 @@ def test_of_a_large_corpus_the_own_shard_and_shards_spread_over_it_compete(tmp_p
 
 def test_another_filter_redoes_the_filter_and_what_follows_and_nothing_else():
     def keys(**changes):
-        return _Plan.of(make_config(IndexConfig, {}, changes), "corpus", "model", ["llm", "llm"])
+        return _Plan.of(make_config(IndexConfig, {}, changes), "corpus", "model", "prompts", ["llm", "llm"])
 
     plan, other = keys(), keys(**{"queries.filter.round_trip": 3})
     assert (plan.docids, plan.queries) == (other.docids, other.queries)

@@ -14,7 +14,7 @@ from zerogr_ray.corpus.bags import STEPS, Bags
 from zerogr_ray.training import planning
 from zerogr_ray.training.batches import pack
 from zerogr_ray.training.examples import Example
-from zerogr_ray.training.loop import forward_backward
+from zerogr_ray.training.loop import forward_backward, mean_loss
 from zerogr_ray.training.losses import pack_losses
 from zerogr_ray.training.planning import SCALE, Planner
 
@@ -87,6 +87,20 @@ def test_a_large_corpus_is_compared_by_sample_and_the_right_document_is_always_i
     again = Planner(many, VOCAB, 3)
     again.begin(5, [99, 50])
     assert tuple(again.rows) == seen[-1], "a resumed training meets the same documents"
+
+
+def test_held_out_documents_are_measured_against_the_same_sample_whatever_the_step(monkeypatch):
+    monkeypatch.setattr(planning, "CANDIDATES", 8)
+    many = Bags(np.arange(101), np.arange(100) % VOCAB, np.full(100, 255))
+    model, planner = tiny_model(VOCAB).eval(), Planner(many, VOCAB, 3)
+    held = pack([replace(EXAMPLES[0], document=97), replace(EXAMPLES[1], document=98)], 64)
+    losses, cfg = [], TrainingConfig()
+    for step in (1, 2):
+        planner.begin(step, [0, 1])
+        assert not {97, 98} <= set(planner.rows.tolist()), "a step knows only its own documents"
+        losses.append(mean_loss(model, held, torch.enable_grad, 1, step, cfg, planner))
+        assert {97, 98} <= set(planner.rows.tolist())
+    assert losses[0] == losses[1]
 
 
 def test_a_wider_head_than_the_vocabulary_is_cut():

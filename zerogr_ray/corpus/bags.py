@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from zerogr_ray.corpus.terms import SAMPLE, STOP_WORDS, terms, texts_of, whole_texts
 from zerogr_ray.stage import Output, map_shards, sample_shards
+from zerogr_ray.store import map_arrays, save_arrays
 
 if TYPE_CHECKING:
     from zerogr_ray.chat import PromptFormat
@@ -75,9 +76,7 @@ class Bags:
     def take(self, rows: Ints) -> Bags:
         """The bags of these documents, in this order."""
         starts = self.first[rows].astype(np.int64)
-        ends = np.cumsum(self.first[np.asarray(rows) + 1].astype(np.int64) - starts)
-        first = np.concatenate([[0], ends])
-        where = np.repeat(starts - first[:-1], np.diff(first)) + np.arange(first[-1])
+        first, where = laid_out(starts, self.first[np.asarray(rows) + 1].astype(np.int64) - starts)
         return Bags(first, self.tokens[where], self.weights[where])
 
     def join(self, other: Bags) -> Bags:
@@ -88,14 +87,18 @@ class Bags:
 
     def save(self, folder: Path) -> None:
         """Write the arrays as `folder`/*.npy."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        save_arrays(folder, {name: getattr(self, name) for name in ARRAYS})
 
     @classmethod
     def open(cls, folder: Path) -> Bags:
         """Map the arrays that `save` wrote."""
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS))
+        return cls(**map_arrays(folder, ARRAYS))
+
+
+def laid_out(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
+    """m ranges of positions laid end to end: where each begins in the row, (m + 1,), and the positions themselves."""
+    at = np.concatenate([[0], np.cumsum(lengths)])
+    return at, np.repeat(starts - at[:-1], lengths) + np.arange(at[-1])
 
 
 def count_tokens(fmt: PromptFormat, texts: Sequence[str]) -> list[Counter[int]]:

@@ -179,11 +179,11 @@ class Job:
         scores = bag_scores(bundle.postings, gain, rows[rows < count]).tolist()
         added = rows[rows >= count].tolist()
         for row, document in zip(added, self.live.at(added), strict=True):
-            tokens, weights = query_bag(self.format, document["docid"])
             if bundle.postings.weights is None:
-                tokens = np.unique(self.live.docid_tokens(row))
-                weights = np.ones(len(tokens), dtype=np.float32)
-            scores.append(float((gain[tokens] * weights).sum()))
+                scores.append(float(gain[np.unique(self.live.docid_tokens(row))].sum()))
+            else:
+                tokens, weights = query_bag(self.format, document["docid"])
+                scores.append(float((gain[tokens] * weights).sum()))
         promises: dict[int, float] = {}
         leaves = self.view.leaves(rows).tolist()
         for score, node in sorted(zip(scores, leaves, strict=True), reverse=True):

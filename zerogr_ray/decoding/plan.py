@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from zerogr_ray.corpus.bags import FLOOR, STEPS
+from zerogr_ray.corpus.bags import FLOOR, STEPS, laid_out
 from zerogr_ray.index.postings import Postings
 
 LOWEST = np.float32(-1e4)  # a token that cannot be written; sums of a docid's tokens still keep three decimals
@@ -118,8 +118,7 @@ def _scores_of(postings: Postings, gain: NDArray[np.float32], rows: NDArray[np.i
     """Score of each document in `rows`, to the last bit as `_all_scores` has it."""
     starts = postings.first[rows].astype(np.int64)
     lengths = postings.first[rows + 1].astype(np.int64) - starts
-    at = np.concatenate([[0], np.cumsum(lengths)])
-    where = np.repeat(starts - at[:-1], lengths) + np.arange(at[-1])
+    at, where = laid_out(starts, lengths)
     found = gain[postings.tokens[where]]
     if postings.weights is None:
         return np.add.reduceat(found, at[:-1])

@@ -54,10 +54,11 @@ class WriteDocIds:
         vocabulary = list(known.counts)
         made: list[tuple[str, str]] = []
         for row in rows:
-            docid = core_terms(row["title"], row["text"], known, self.cfg.max_words)
             if self.cfg.written_by == "random" and vocabulary:
                 drawn = (hash64("random", row["docno"], str(place)) for place in range(self.cfg.max_words))
                 docid = " ".join(vocabulary[number % len(vocabulary)] for number in drawn)
+            else:
+                docid = core_terms(row["title"], row["text"], known, self.cfg.max_words)
             cleaned, source = clean_docid(docid, row["title"], row["text"], row["docno"], self.cfg.max_words)
             made.append((cleaned, self.cfg.written_by if source == "lm" else source))
         return _table(rows, made)

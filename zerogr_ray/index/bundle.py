@@ -33,11 +33,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from zerogr_ray.config import DecodeConfig
-from zerogr_ray.corpus.bags import Bags
+from zerogr_ray.corpus.bags import Bags, laid_out
 from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.index.postings import Postings
 from zerogr_ray.index.trie import ARRAYS, Trie
 from zerogr_ray.index.trie_build import Ints
+from zerogr_ray.store import save_arrays
 
 FORMAT = 2
 
@@ -96,7 +97,7 @@ class Bundle:
         wanted = pa.array(docnos, pa.string()).unique()
         first, past = self._bisect(wanted, pc.less), self._bisect(wanted, pc.less_equal)
         counts = past - first
-        places = np.repeat(past - np.cumsum(counts), counts) + np.arange(counts.sum())
+        _, places = laid_out(first, counts)
         rows = np.sort(self.by_docno[places].astype(np.int64))
         return rows, wanted.filter(pa.array(counts == 0)).to_pylist()
 
@@ -146,8 +147,7 @@ def write_index(
         arrays = {"by_docno": by_docno.astype(wide), **_owners(ordered["docno"], by_docno, wide)}
         if priors:
             arrays |= {f"trie/{name}": array for name, array in priors(trie, ordered).items()}
-        for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        save_arrays(folder, arrays)
         if vocab:
             made = Postings.of_bags(bags.take(order), vocab) if bags else Postings.build(ordered["tokens"], vocab)
             made.save(folder / "postings")

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.errors import IndexRefused
+from zerogr_ray.store import save_arrays
 
 ARRAYS = ("first", "tokens", "offsets", "rows")
 WEIGHTS = ("weights", "row_weights")
@@ -126,9 +127,8 @@ class Postings:
 
     def save(self, folder: Path) -> None:
         """Write the arrays as `folder`/*.npy."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ARRAYS if self.weights is None else ARRAYS + WEIGHTS:
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        names = ARRAYS if self.weights is None else ARRAYS + WEIGHTS
+        save_arrays(folder, {name: getattr(self, name) for name in names})
 
     @classmethod
     def open(cls, folder: Path) -> Postings:

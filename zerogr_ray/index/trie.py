@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from zerogr_ray.index.trie_build import Ints, docid_rows, trie_arrays
+from zerogr_ray.store import map_arrays, save_arrays
 
 BLOCK = 512
 ARRAYS = ("tokens", "first_child", "internal", "shared")
@@ -59,17 +60,12 @@ class Trie:
 
     def save(self, folder: Path) -> None:
         """Write the arrays into `folder`, one `.npy` file each."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        save_arrays(folder, {name: getattr(self, name) for name in ARRAYS})
 
     @classmethod
     def open(cls, folder: Path) -> Trie:
         """The trie saved in `folder`, memory-mapped: nothing is read yet. Raises OSError and ValueError."""
-        # As plain arrays over the mapped bytes: indexing a numpy.memmap costs ten times as much.
-        return cls(
-            **{name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in ARRAYS}
-        )
+        return cls(**map_arrays(folder, ARRAYS))
 
     @property
     def nodes(self) -> int:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.errors import BuildError
 from zerogr_ray.models import pick_dtype
@@ -106,7 +108,9 @@ def train(
     loss, step = math.nan, start
     cast = _autocast(model)
     reserved = rerank_token(stream.fmt) if stream.beside and cfg.rerank_every else None
-    planner = Planner(Bags.open(stream.bags), len(stream.fmt.tokenizer), cfg.seed) if stream.bags else None
+    planner = None
+    if stream.bags:
+        planner = Planner(Bags.open(stream.bags), len(stream.fmt.tokenizer), cfg.seed, model.device)
     held = pack(stream.held_out(held_out, rank, world), cfg.pack_tokens)
     speed, clock = Speed(), CheckpointClock(cfg.checkpoint_seconds)
     batches: Iterable[list[Example]] = () if validation.over(cfg.patience) else stream.step_batches(start, rank, world)
@@ -229,6 +233,8 @@ def mean_loss(
     """Mean loss per label over all ranks' packs, plus the weighted mean plan loss per example; without gradients."""
     import torch
 
+    if planner is not None and packs:
+        planner.begin(0, np.concatenate([one.documents_E for one in packs]))  # the same at every measurement
     model.eval()
     with torch.inference_mode(), cast():
         losses = [pack_losses(model, one, planner=planner) for one in packs]

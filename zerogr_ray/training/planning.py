@@ -31,20 +31,17 @@ CANDIDATES = 16_384
 class Planner:
     """The documents of a corpus as what a step compares its queries with."""
 
-    def __init__(self, bags: Bags, vocab: int, seed: int) -> None:
-        self.bags, self.vocab, self.seed = bags, vocab, seed
-        self._step = -1
+    def __init__(self, bags: Bags, vocab: int, seed: int, device: torch.device | str = "cpu") -> None:
+        self.bags, self.vocab, self.seed, self.device = bags, vocab, seed, device
+        self._sampled = len(bags) > CANDIDATES
+        if not self._sampled:
+            self._compare(np.arange(len(bags)))
 
-    def begin(self, step: int, right: Sequence[int]) -> None:
-        """Choose the candidates of a step; `right` are the documents of this worker's examples."""
-        rows = np.arange(len(self.bags))
-        if len(rows) > CANDIDATES:
-            drawn = np.random.default_rng([self.seed, step]).integers(len(rows), size=CANDIDATES)
-            rows = np.unique(np.concatenate([drawn, np.asarray(right, dtype=np.int64)]))
-        elif self._step >= 0:
-            return  # the whole corpus, as before
-        self._step, self.rows = step, rows
-        self._matrix = self._sparse(self.bags.take(rows))
+    def begin(self, step: int, right: Sequence[int] | Ints) -> None:
+        """Choose the candidates of a step; `right` are the documents of this worker's examples, always among them."""
+        if self._sampled:
+            drawn = np.random.default_rng([self.seed, step]).integers(len(self.bags), size=CANDIDATES)
+            self._compare(np.unique(np.concatenate([drawn, np.asarray(right, dtype=np.int64)])))
 
     def loss(self, logits_EV: torch.Tensor, documents_E: Ints) -> torch.Tensor:
         """Sum of L over the examples of a pack, given the logits behind their prompts."""
@@ -53,15 +50,17 @@ class Planner:
         z = logits_EV[:, : self.vocab].log_softmax(-1)
         gain = torch.log1p(torch.relu(z - z.mean(0).detach() - FLOOR))
         gain = gain / gain.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        scores = SCALE * torch.sparse.mm(self._matrix.to(z.device), gain.T).T
+        scores = SCALE * torch.sparse.mm(self._matrix, gain.T).T
         right = torch.from_numpy(np.searchsorted(self.rows, documents_E)).to(z.device)
         return torch.nn.functional.cross_entropy(scores, right, reduction="sum")
 
-    def _sparse(self, bags: Bags) -> torch.Tensor:
-        """(documents, vocabulary), a weight of STEPS being 1."""
+    def _compare(self, rows: Ints) -> None:
+        """Make these documents the candidates: a sparse matrix (documents, vocabulary), a weight of STEPS being 1."""
         import torch
 
-        rows = np.repeat(np.arange(len(bags)), np.diff(bags.first))
-        where = torch.from_numpy(np.stack([rows, bags.tokens.astype(np.int64)]))
+        bags, self.rows = self.bags.take(rows), rows
+        owners = np.repeat(np.arange(len(bags)), np.diff(bags.first))
+        where = torch.from_numpy(np.stack([owners, bags.tokens.astype(np.int64)]))
         weights = torch.from_numpy(bags.weights.astype(np.float32) / STEPS)
-        return torch.sparse_coo_tensor(where, weights, (len(bags), self.vocab), check_invariants=True).coalesce()
+        matrix = torch.sparse_coo_tensor(where, weights, (len(bags), self.vocab), check_invariants=True)
+        self._matrix = matrix.coalesce().to(self.device)
