@@ -55,6 +55,11 @@ def ray_cluster(
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
+            if type(error.__cause__).__name__ == "AuthenticationError":
+                raise InputError(
+                    f"Ray at RAY_ADDRESS={address} refuses us; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+                    "RAY_AUTH_TOKEN_PATH to the cluster's token"
+                ) from error
             if "mismatch" in str(error):
                 raise InputError(f"RAY_ADDRESS={address}: {' '.join(str(error).split())}") from error
             raise InputError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error

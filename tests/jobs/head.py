@@ -20,6 +20,7 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 
 def main() -> None:
     """Start the nodes, print the dashboard's URL, wait for the end of the input, shut down."""
+    from ray._private.utils import write_ray_address
     from ray.cluster_utils import Cluster
 
     with contextlib.ExitStack() as held:
@@ -32,6 +33,8 @@ def main() -> None:
     # Ray's sockets want a short path; the last of its processes may still be writing when we clean up.
     with tempfile.TemporaryDirectory(prefix="zgr", dir="/tmp", ignore_cleanup_errors=True) as folder:
         cluster = Cluster(True, connect=False, head_node_args={**about, **ports, "temp_dir": folder})
+        # Without this note a job that begins looks for a Ray among the machine's processes, and takes any.
+        write_ray_address(cluster.address, folder)
         try:
             for _ in range(int(sys.argv[1]) - 1 if len(sys.argv) > 1 else 0):
                 cluster.add_node(**about)

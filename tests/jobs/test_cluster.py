@@ -49,7 +49,9 @@ def build(folder, *settings, model=None, out="index"):
         "docids.examples": 0,
         "queries.examples": 0,
         "queries.per_document": 1,
-        "queries.filter.found": 0,
+        "queries.filter.repeats": 0,
+        "queries.filter.shared": "false",
+        "queries.filter.round_trip": 0,
         "queries.max_new_tokens": 4,
         "docids.max_new_tokens": 4,
         "training.epochs": 0.1,
@@ -166,7 +168,12 @@ def test_a_cluster_with_a_token_wants_it_and_takes_jobs_with_it(folder, tmp_path
         assert f"Ray at {url} refuses our token; set RAY_AUTH_TOKEN" in err
         (tmp_path / "token").write_text(TOKEN)
         # The job joins Ray and asks a worker, whose answer says that the model's window is too short.
-        submission = ("submit", *build(folder, "llm.max_model_len=20", out="short"), "--address", url)
+        submission = (
+            "submit",
+            *build(folder, "llm.max_model_len=128", "docids.max_new_tokens=120", out="short"),
+            "--address",
+            url,
+        )
         status, _, err = told(*submission, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
         assert status == 2, err
-        assert "llm.max_model_len is 20" in err
+        assert "llm.max_model_len is 128" in err

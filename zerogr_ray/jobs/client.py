@@ -9,8 +9,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -24,7 +24,7 @@ from zerogr_ray.jobs.request import RUN_FILE, Request
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 KNOCK = 5.0
-"""Seconds until a dashboard has to accept a connection."""
+"""Seconds until a dashboard has to accept a connection, and then to answer the first question."""
 REPLY = 60.0
 """Seconds until it has to answer; a busy head takes its time, and Ray's client would wait for ever."""
 AGENT = 30.0
@@ -258,7 +258,7 @@ class Cluster:
         return f"Ray at {self.url} asks for a token; set {ways}, and RAY_AUTH_MODE=token"
 
 
-class _Away(Exception):  # noqa: N818
+class _Away(Exception):
     """The log broke off after so many characters."""
 
     def __init__(self, seen: int) -> None:
@@ -308,20 +308,28 @@ def _authentication_mode(url: str) -> str:
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((str(parts.hostname), port), KNOCK).close()
-        reply = requests.get(f"{url}/api/authentication_mode", timeout=2 * KNOCK)
+        reply = requests.get(f"{url}/api/authentication_mode", timeout=KNOCK)
         return str(reply.json()["authentication_mode"]) if reply.status_code == 200 else "disabled"
     except (OSError, ValueError, KeyError) as error:  # requests' own errors are OSErrors and ValueErrors
         why = "it is no Ray dashboard" if isinstance(error, (ValueError, KeyError)) else _line(error)
+        why = f"no answer in {KNOCK:.0f} s" if "timed out" in why else why
         raise ClusterRefused(
             f"no Ray answers at {url} ({why}); give the URL of its dashboard, --address http://HEAD:8265"
         ) from None
 
 
-def _only_address(url: str) -> AbstractContextManager[Any]:
+@contextmanager
+def _only_address(url: str) -> Iterator[None]:
     """Ray's client takes $RAY_ADDRESS before what it is given; this one variable stands above that."""
-    from unittest import mock
-
-    return mock.patch.dict(os.environ, {"RAY_API_SERVER_ADDRESS": url})
+    name = "RAY_API_SERVER_ADDRESS"
+    before = os.environ.get(name)
+    os.environ[name] = url
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _line(error: object) -> str:

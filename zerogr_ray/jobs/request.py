@@ -53,9 +53,7 @@ class Request:
     @property
     def entrypoint(self) -> str:
         """The shell command of the job."""
-        return shlex.join(
-            ["python", "-m", "zerogr_ray.jobs.remote", version("zerogr-ray"), self.verb, *self.arguments]
-        )
+        return shlex.join(["python", "-m", "zerogr_ray.jobs.remote", version("zerogr-ray"), self.verb, *self.arguments])
 
 
 def known_verb(verb: str) -> str:
