@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zerogr_ray.adapters import Adapter, chosen_adapter, find_adapted_model, read_adapter
-from zerogr_ray.cluster import ray_cluster, spare_cpus
+from zerogr_ray.cluster import asked_of, cluster_nodes, ray_cluster, refuse_lacking, refuse_unseen, spare_cpus
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.bags import Bags, write_bags
 from zerogr_ray.corpus.documents import source_stamp
@@ -103,6 +103,7 @@ def build_index(
         candidates = Output.at(folder, "candidates", plan.candidates)
         with ray_cluster():
             cfg = _with_devices(cfg, llm)
+            refuse_unseen({"model": model, "llm.model": llm, "the work folder": Path(folder.path)})
             known = corpus_frequencies(source, facts["sizes"], Output.at(folder, "terms", key_of("terms", 1, layout)))
             clock.time(
                 "docids + queries", lambda: _generate(cfg, writers, source, facts, known, docids, queries, quiet)
@@ -208,17 +209,7 @@ def _with_devices(cfg: IndexConfig, llm: Path) -> IndexConfig:
     gpu = 1.0 if have.get("GPU", 0) >= 1 else 0.0
     generation = cfg.llm.model_copy(update={"model": str(llm), "gpus": gpu if cfg.llm.gpus is None else cfg.llm.gpus})
     training = cfg.training.model_copy(update={"gpus": gpu if cfg.training.gpus is None else cfg.training.gpus})
-    asked = {
-        "llm": {"CPU": generation.cpus, "GPU": generation.gpus or 0},
-        "training": {name: n * training.workers for name, n in (("CPU", training.cpus), ("GPU", training.gpus or 0))},
-    }
-    for table, resources in asked.items():
-        for name, amount in resources.items():
-            if amount > have.get(name, 0):
-                raise BuildError(
-                    f"{table} asks for {amount:g} {name}, the Ray cluster has {have.get(name, 0):g}; "
-                    f"lower {table}.{name.lower()}s or use a larger cluster"
-                )
+    refuse_lacking(asked_of(training, generation), cluster_nodes())
     return cfg.model_copy(update={"llm": generation, "training": training})
 
 

@@ -13,6 +13,7 @@ import typer
 from zerogr_ray.config import IndexConfig, make_config, read_config
 from zerogr_ray.errors import InputError, ZeroGRError
 from zerogr_ray.evaluation import commands
+from zerogr_ray.jobs import commands as jobs
 from zerogr_ray.options import Decoding, Draws, Json, Published, Quiet, Seed, decoding, load, print_json, setting
 from zerogr_ray.serving import commands as serving
 
@@ -146,6 +147,10 @@ app.command()(commands.report)
 app.command()(commands.suite)
 app.command()(serving.serve)
 app.command()(serving.key)
+app.command(context_settings=jobs.ANY_OPTIONS)(jobs.submit)
+app.command()(jobs.jobs)
+app.command()(jobs.logs)
+app.command()(jobs.stop)
 
 
 @app.command()

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import re
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from zerogr_ray.errors import InputError
+from zerogr_ray.config import LLMConfig, TrainingConfig
+from zerogr_ray.errors import BuildError, InputError, ModelError
+
+Asked = dict[str, tuple[int, dict[str, float]]]
+"""Table of the settings -> how many actors it wants at once, and what each of them reserves."""
 
 LOCAL_OBJECT_STORE = 1 << 30
 """Bytes. Shards travel by name, not through the object store, so that a small one is enough."""
@@ -44,9 +51,17 @@ def ray_cluster(
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     if address := os.environ.get("RAY_ADDRESS"):
+        _knock(address)
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
+            if type(error.__cause__).__name__ == "AuthenticationError":
+                raise InputError(
+                    f"Ray at RAY_ADDRESS={address} refuses us; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+                    "RAY_AUTH_TOKEN_PATH to the cluster's token"
+                ) from error
+            if "mismatch" in str(error):
+                raise InputError(f"RAY_ADDRESS={address}: {' '.join(str(error).split())}") from error
             raise InputError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from error
     else:
         ray.init(
@@ -63,3 +78,70 @@ def ray_cluster(
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises InputError if nothing listens at HOST:PORT: Ray itself would try for 20 seconds and fill the screen."""
+    host = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", address)
+    if host is None:  # auto, local, a named cluster
+        return
+    try:
+        socket.create_connection((host[1], int(host[2])), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from None
+
+
+def asked_of(training: TrainingConfig, llm: LLMConfig | None = None) -> Asked:
+    """What the settings ask of a cluster; GPUs count where a number of them was given."""
+    asked: Asked = {"training": (training.workers, {"CPU": training.cpus, "GPU": training.gpus or 0})}
+    return asked if llm is None else {"llm": (1, {"CPU": llm.cpus, "GPU": llm.gpus or 0}), **asked}
+
+
+def refuse_lacking(asked: Asked, nodes: Sequence[dict[str, float]]) -> None:
+    """Raises BuildError where nodes with these resources lack what is asked for: Ray would wait for it for ever."""
+    for table, (actors, each) in asked.items():
+        for name, amount in each.items():
+            have = [node.get(name, 0) for node in nodes]
+            fitting = actors if amount == 0 else sum(int(one / amount + 1e-9) for one in have)
+            if fitting < actors:
+                many = f"{actors} times " if actors > 1 else ""
+                raise BuildError(
+                    f"{table} asks for {many}{amount:g} {name}, the Ray cluster has {sum(have):g}"
+                    + (f", {max(have):g} of them on its largest node" if len(have) > 1 else "")
+                    + f"; lower {table}.{name.lower()}s or use a larger cluster"
+                )
+
+
+def cluster_nodes() -> list[dict[str, float]]:
+    """The resources of each node of the Ray that is running."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def refuse_unseen(paths: dict[str, Path]) -> None:
+    """Raises ModelError if a node of the cluster does not see one of `paths` (what it is -> where it is).
+
+    An actor there would fail on it much later, and on a large cluster only some of them.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(nodes) < 2:
+        return
+
+    @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+    def unseen() -> list[str]:
+        return [what for what, path in paths.items() if not path.exists()]
+
+    looks = {
+        node: unseen.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+        for node in nodes
+    }
+    for node, look in looks.items():
+        for what in ray.get(look):
+            raise ModelError(
+                f"{what} {paths[what]} is on the driver's machine, but not on node {nodes[node]}; "
+                "put it where every node sees it: a shared folder, or the same path in every image"
+            )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zerogr_ray import adapters
-from zerogr_ray.cluster import ray_cluster
+from zerogr_ray.cluster import asked_of, cluster_nodes, ray_cluster, refuse_lacking, refuse_unseen
 from zerogr_ray.config import DEFAULT_INSTRUCTION, DEFAULT_MODEL, DocIdConfig, QueryConfig, Strict, TrainingConfig
 from zerogr_ray.errors import BuildError
 from zerogr_ray.models import find_model, load_format
@@ -101,6 +101,8 @@ def finetune(
     rejects = _write_rejects(work, triples)
     with ray_cluster():
         training = cfg.training.model_copy(update={"gpus": _gpus(cfg.training)})
+        refuse_lacking(asked_of(training), cluster_nodes())
+        refuse_unseen({"model": base, "the work folder": folder})
         made = _fit(base, shards, learns[task], training, folder / "training", held, product, bags, quiet)
     log = read_log(folder / "training")
     report = _report(task, target, log, len(rows), triples, rejects, held)
