@@ -165,7 +165,7 @@ class TrainingConfig(Strict):
     epochs: float = Field(1, ge=0)
     """Passes over all examples; a fraction stops within a pass. 0: the retriever is the model that it would begin
     from, untrained."""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
     """Peak of the schedule: linear warm-up, cosine decay to a tenth. Suits 135M parameters; 1B wants some 3e-5, and
     LoRA ten times as much."""
     warmup: float = Field(0.05, ge=0, lt=1)
@@ -181,9 +181,9 @@ class TrainingConfig(Strict):
     """Docids that such a step compares for a query: the right one and the rest wrong."""
     rerank_weight: float = Field(1.0, gt=0)
     """Weight of that loss beside the cross-entropy."""
-    plan_weight: float = Field(1.0, ge=0)
-    """Weight, beside the cross-entropy, of the loss that teaches to plan ahead (training/planning.py), for indexes with
-    postings of terms. 0: the published training."""
+    plan_weight: float = Field(0.0, ge=0)
+    """Weight, beside the cross-entropy, of a loss that teaches to plan ahead (training/planning.py), for indexes with
+    postings of terms; it wants a third of the learning rate. 0: the published training."""
     pack_tokens: int = Field(768, ge=64)
     """Tokens of one packed forward pass: the shared prefix and as many examples behind it as fit."""
     batch_examples: int = Field(16, ge=1)
