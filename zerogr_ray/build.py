@@ -30,7 +30,8 @@ from zerogr_ray.docids.distinct import distinct_key, make_distinct
 from zerogr_ray.docids.generate import WriteDocIds
 from zerogr_ray.errors import BuildError, IndexRefused, ModelError
 from zerogr_ray.generation.writer import Writer, engine_resources
-from zerogr_ray.index.bundle import FORMAT, check_target, open_index
+from zerogr_ray.index.bundle import check_target, open_index
+from zerogr_ray.index.manifest import FORMAT
 from zerogr_ray.models import find_model, fingerprint, load_format
 from zerogr_ray.publish import Left, publish
 from zerogr_ray.queries.filter import filter_key, filter_queries

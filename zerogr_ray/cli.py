@@ -250,9 +250,8 @@ def inspect(
     Example: zerogr inspect indexes/docs
     """
     from zerogr_ray.index.inspect import inspect_index
-    from zerogr_ray.store import local_path
 
-    facts = inspect_index(local_path(index), samples)
+    facts = inspect_index(index, samples)
     if as_json:
         print_json(facts)
         return
