@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,11 @@ class Folder:
         with self._reaching():
             found = self.fs.find(self.path, detail=True)
         begin = len(self.path) + 1
-        return {path[begin:]: f"{info['size']} {info['ETag']}" for path, info in sorted(found.items())}
+        return {
+            path[begin:]: f"{info['size']} {info['ETag']}"
+            for path, info in sorted(found.items())
+            if info["type"] == "file"  # SeaweedFS lists an empty folder as itself
+        }
 
     def read(self, name: str) -> bytes:
         """The file's bytes. Raises FileNotFoundError."""
@@ -195,6 +199,11 @@ class Folder:
         else:
             self.swap(name, buffer.getvalue(), None)
 
+    def remove(self, name: str) -> None:
+        """Remove one file, if it is there."""
+        with self._reaching(name), suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.path}/{name}")
+
     def delete(self) -> None:
         """Remove the folder and all that is in it, if it is there."""
         with self._reaching():
@@ -239,6 +248,12 @@ def map_arrays(folder: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
 
     # As plain arrays over the mapped bytes: indexing a numpy.memmap costs ten times as much.
     return {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in names}
+
+
+def sha256_of(file: Path) -> str:
+    """sha256 of a local file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def hash64(*parts: str) -> int:

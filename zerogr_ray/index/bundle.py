@@ -35,13 +35,13 @@ from zerogr_ray.cache import scratch
 from zerogr_ray.config import DecodeConfig
 from zerogr_ray.corpus.bags import Bags, laid_out
 from zerogr_ray.errors import BuildError, IndexRefused
-from zerogr_ray.index.manifest import FORMAT, MANIFEST, digest, fetch_index, read_manifest, refuse_changed, sha256
+from zerogr_ray.index.manifest import FORMAT, MANIFEST, digest, fetch_index, read_manifest, refuse_changed
 from zerogr_ray.index.postings import Postings
 from zerogr_ray.index.trie import ARRAYS, Trie
 from zerogr_ray.index.trie_build import Ints
 from zerogr_ray.published import publish_folder, refuse_other
 from zerogr_ray.s3 import is_url, place_of
-from zerogr_ray.store import save_arrays
+from zerogr_ray.store import save_arrays, sha256_of
 
 DOCUMENTS = pa.schema(
     [("docno", pa.string()), ("docid", pa.string()), ("tokens", pa.list_(pa.uint32())), ("title", pa.string())]
@@ -320,4 +320,4 @@ def _flush(path: Path) -> None:
 
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(f.relative_to(folder)): {"size": f.stat().st_size, "sha256": sha256(f)} for f in files}
+    return {str(f.relative_to(folder)): {"size": f.stat().st_size, "sha256": sha256_of(f)} for f in files}

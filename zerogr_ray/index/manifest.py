@@ -12,7 +12,7 @@ from zerogr_ray.cache import cache_folder, scratch
 from zerogr_ray.errors import IndexRefused
 from zerogr_ray.published import current
 from zerogr_ray.s3 import is_url, place_of
-from zerogr_ray.store import Folder
+from zerogr_ray.store import Folder, sha256_of
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -67,8 +67,14 @@ def refuse_changed(path: Path, manifest: dict[str, Any], shown: str | Path) -> N
             raise IndexRefused(
                 f"{shown}/{name} has {size} bytes instead of {expected['size']}; build or copy the index again"
             )
-        if sha256(file) != expected["sha256"]:
+        if sha256_of(file) != expected["sha256"]:
             raise IndexRefused(f"{shown}/{name} was changed after the index was written; build or copy the index again")
+
+
+def lies_whole(place: str, manifest: dict[str, Any]) -> bool:
+    """Whether every file of an index under s3:// is there with its size. Their contents are verified when fetched."""
+    there = Folder(place).files()
+    return all(there.get(name, "").split(" ")[0] == str(file["size"]) for name, file in manifest["files"].items())
 
 
 def fetch_index(url: str) -> Path:
@@ -107,9 +113,3 @@ def digest(manifest: dict[str, Any]) -> str:
     """sha256 of what the manifest says, its own digest left out."""
     said = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def sha256(file: Path) -> str:
-    """sha256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
