@@ -23,7 +23,7 @@ PARTS_AT_ONCE = 4
 """Parts of 50 MB of one large file that travel at the same time."""
 
 _AGAIN = "and run the same command again"
-_REGION = f"the bucket is in another region; set AWS_REGION to it {_AGAIN}"
+_REGION = f"the bucket is in {{region}}; set AWS_REGION to that {_AGAIN}"
 _BUSY = "the store is overloaded or failing, also after many attempts; run the same command again later"
 
 _REFUSALS = {
@@ -40,6 +40,8 @@ _REFUSALS = {
     "RequestTimeTooSkewed": f"this machine's clock is wrong; set it {_AGAIN}",
     "PermanentRedirect": _REGION,
     "SlowDown": _BUSY,
+    "NotImplemented": "the store lacks what is needed here, conditional writes perhaps, by which an index is published "
+    "in one step; use another store",
 }
 _REFUSALS |= {
     **dict.fromkeys(("InvalidToken", "TokenRefreshRequired", "RequestExpired"), _REFUSALS["ExpiredToken"]),
@@ -133,7 +135,8 @@ def _sentence(url: str, error: Exception) -> str | None:
     if code in _REFUSALS:
         name = getattr(error.__cause__ or error, "operation_name", "")
         operation = next((verb for begin, verb in _OPERATIONS.items() if name.startswith(begin)), "write")
-        return _REFUSALS[code].format(bucket=url.removeprefix("s3://").partition("/")[0], operation=operation)
+        bucket = url.removeprefix("s3://").partition("/")[0]
+        return _REFUSALS[code].format(bucket=bucket, operation=operation, region=_region(error))
     if isinstance(error, FileExpired):
         return f"it changed while it was read; wait until nobody writes it {_AGAIN}"
     if isinstance(error, FileNotFoundError):
@@ -155,6 +158,13 @@ def _reason_of_403(url: str) -> str:
     except Exception as error:  # any refusal: its code is what is asked for
         return refused_for(error)
     return ""
+
+
+def _region(error: Exception) -> str:
+    """The region that the store asks for, if it says so."""
+    response = getattr(error.__cause__ or error, "response", {})
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return str(response.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region") or "another region")
 
 
 def _one_line(error: Exception) -> str:

@@ -11,11 +11,12 @@ import pytest
 from tests.command import zerogr
 from tests.storage.server import OWNER, READER, fresh
 from zerogr_ray.cache import here, scratch
+from zerogr_ray.cluster import shared
 from zerogr_ray.config import CorpusConfig
 from zerogr_ray.corpus import normalise as stage
 from zerogr_ray.corpus.documents import read_documents
 from zerogr_ray.corpus.normalise import normalise
-from zerogr_ray.errors import InputError
+from zerogr_ray.errors import InputError, ModelError
 from zerogr_ray.store import Folder
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,7 @@ def test_files_and_tables_come_back_from_s3_as_from_a_disk(s3):
     assert folder.files() == {}, "SeaweedFS may show the empty folder itself a little longer"
 
 
-def test_only_one_of_those_who_saw_the_same_object_replaces_it(s3):
+def test_only_one_of_those_who_saw_the_same_object_replaces_it(s3, monkeypatch):
     folder = Folder(s3)
     assert folder.swap("x", b"first", None)
     assert not folder.swap("x", b"late", None)
@@ -54,6 +55,14 @@ def test_only_one_of_those_who_saw_the_same_object_replaces_it(s3):
         thread.join()
     assert sorted(won) == [False] * 7 + [True]
     assert not folder.swap("gone", b"x", seen), "an object that was deleted meanwhile is not made again"
+    call = folder.fs.call_s3
+
+    def answer_lost(*how, **what):
+        call(*how, **what)
+        return call(*how, **what)  # as botocore sends it again
+
+    monkeypatch.setattr(folder.fs, "call_s3", answer_lost)
+    assert folder.swap("y", b"ours", None)
 
 
 def test_a_folder_of_more_objects_than_one_page_is_listed_whole_and_never_from_memory(s3):
@@ -101,6 +110,20 @@ def test_two_processes_do_not_share_a_scratch_folder_and_a_crash_leaves_it_to_th
         (crashed / "x").touch() or (crashed / "y").read_bytes()
     with scratch(s3) as again:
         assert (again / "x").exists()
+
+
+def test_what_a_node_does_not_see_goes_through_a_work_folder_on_the_store(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr("zerogr_ray.cluster._blind_node", lambda path: "10.0.0.7")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    place = shared("model", tmp_path / "model", Folder(f"{s3}/work"))
+    assert place.startswith(f"{s3}/work/shared/")
+    assert [path.name for path in here(place).iterdir()] == ["config.json"]
+    before = Folder(s3).files()
+    assert shared("model", tmp_path / "model", Folder(f"{s3}/work")) == place
+    assert Folder(s3).files() == before
+    with pytest.raises(ModelError, match=r"not on node 10\.0\.0\.7; put it where every node sees it"):
+        shared("model", tmp_path / "model", Folder(tmp_path / "work"))
 
 
 def test_a_store_that_dies_and_comes_back_is_waited_for(s3, server):
