@@ -16,8 +16,8 @@ from typing import Any
 
 from zerogr_ray.errors import InputError, ZeroGRError
 
-ATTEMPTS = 12
-"""Tries of one request, about a minute and a half of backing off together; $AWS_MAX_ATTEMPTS says otherwise."""
+ATTEMPTS = 14
+"""Tries of one request, a minute and a half of backing off together; $AWS_MAX_ATTEMPTS says otherwise."""
 
 PARTS_AT_ONCE = 4
 """Parts of 50 MB of one large file that travel at the same time."""
@@ -69,11 +69,27 @@ def open_url(url: str) -> tuple[Any, str]:
     """The filesystem of a path or URL and what that calls it. What it lists is always asked anew."""
     from fsspec.core import url_to_fs
 
-    own = any(os.environ.get(name) for name in ("AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"))
-    retries = {} if own else {"retries": {"mode": "standard", "total_max_attempts": ATTEMPTS}}
-    how = {"use_listings_cache": False, "max_concurrency": PARTS_AT_ONCE, "config_kwargs": retries}
-    fs, path = url_to_fs(url, **(how if url.startswith("s3://") else {}))
+    if not url.startswith("s3://"):
+        fs, path = url_to_fs(url)
+        return fs, str(path)
+    from s3fs.core import set_custom_error_handler
+
+    # botocore gives up early where many requests fail together (its quota of retries), so s3fs does the waiting.
+    once_more = {"retries": {"mode": "standard", "total_max_attempts": 2}}
+    fs, path = url_to_fs(url, use_listings_cache=False, max_concurrency=PARTS_AT_ONCE, config_kwargs=once_more)
+    wanted = os.environ.get("AWS_MAX_ATTEMPTS", "")
+    fs.retries = max(1, int(wanted)) if wanted.isdecimal() else ATTEMPTS
+    set_custom_error_handler(_passes)
     return fs, str(path)
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same request may succeed a little later."""
+    from botocore.exceptions import ConnectionError, SSLError
+
+    if isinstance(error, ConnectionError):
+        return not isinstance(error, SSLError)
+    return _REFUSALS.get(refused_for(error)) == _BUSY
 
 
 def there_is(fs: Any, path: str) -> bool:

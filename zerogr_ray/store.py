@@ -38,6 +38,9 @@ class Folder:
         self.fs, self.path = open_url(place_of(url))
         self.local = "file" in self.fs.protocol
 
+    def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
+        return Folder, (str(self),)  # opened anew where it arrives, with what that process is told of stores
+
     def __truediv__(self, name: str) -> Folder:
         return Folder(self.url_of(name))
 
