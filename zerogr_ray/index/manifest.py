@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from zerogr_ray.cache import cache_folder, scratch
+from zerogr_ray.cache import cache_folder, one_at_a_time, scratch
 from zerogr_ray.errors import IndexRefused
 from zerogr_ray.published import current
 from zerogr_ray.s3 import is_url, place_of
@@ -81,16 +81,16 @@ def fetch_index(url: str) -> Path:
     """The copy of an index under s3:// in this machine's cache, made and verified where it is not there yet.
 
     The files lie under the manifest's digest, each comes whole under its name, manifest.json last: an interrupted copy
-    goes on with what is missing, and processes that copy the same index at the same time do not disturb each other.
+    goes on with what is missing, and of several processes that want it one copies while the others wait.
     Raises IndexRefused, and InputError where the store refuses.
     """
     place = pinned(url)
     manifest = read_manifest(place)
     target = cache_folder() / "indexes" / str(manifest["sha256"])[:32]
-    missing = [name for name in manifest["files"] if not (target / name).is_file()]
-    if missing or not (target / MANIFEST).is_file():
+    if _missing(target, manifest):
         try:
-            _fetch(Folder(place), manifest, missing, target)
+            with one_at_a_time(target.with_name(f".{target.name}.lock")):
+                _fetch(Folder(place), manifest, target)
         except FileNotFoundError as error:
             if pinned(url) != place:  # the version went while it was copied: another has been published
                 return fetch_index(url)
@@ -98,9 +98,13 @@ def fetch_index(url: str) -> Path:
     return target
 
 
-def _fetch(folder: Folder, manifest: dict[str, Any], missing: list[str], target: Path) -> None:
+def _missing(copy: Path, manifest: dict[str, Any]) -> list[str]:
+    return [name for name in [*manifest["files"], MANIFEST] if not (copy / name).is_file()]
+
+
+def _fetch(folder: Folder, manifest: dict[str, Any], target: Path) -> None:
     with scratch(str(target)) as building:
-        for name in [*missing, MANIFEST]:
+        for name in _missing(target, manifest):
             file = building / name
             folder.fetch(name, file)
             if name != MANIFEST:
