@@ -32,9 +32,10 @@ from zerogr_ray.docids.generate import WriteDocIds
 from zerogr_ray.errors import BuildError, IndexRefused, ModelError
 from zerogr_ray.generation.writer import Writer, engine_resources
 from zerogr_ray.index.bundle import check_target, open_index
-from zerogr_ray.index.manifest import FORMAT, MANIFEST, lies_whole, pinned, read_manifest
+from zerogr_ray.index.manifest import FORMAT, MANIFEST, read_manifest
 from zerogr_ray.models import find_model, fingerprint, load_format
 from zerogr_ray.publish import Left, publish
+from zerogr_ray.published import find_published
 from zerogr_ray.queries.filter import filter_key, filter_queries
 from zerogr_ray.queries.generate import WriteQueries
 from zerogr_ray.s3 import is_url, place_of
@@ -196,12 +197,15 @@ class _Plan:
 
 def _current(target: str, key: str) -> dict[str, Any] | None:
     """The manifest of the index at `target` if it is whole and has this key."""
-    place = pinned(target)
-    if not Folder(place).exists(MANIFEST):
-        return None
     try:
-        manifest = read_manifest(place) if is_url(place) else open_index(place).manifest
-        if is_url(place) and not lies_whole(place, manifest):
+        if is_url(target):
+            found = find_published(target)
+            if found is None or not found.whole():
+                return None
+            manifest = read_manifest(found.url)
+        elif (Path(target) / MANIFEST).exists():
+            manifest = open_index(target).manifest
+        else:
             return None
     except IndexRefused:
         return None  # damaged: it is published again from what the stages left

@@ -1,7 +1,7 @@
 """Finished folders on an object store: an index, an adapter, a model. A reader sees the old one or the new one, whole.
 
     URL/versions/NAME/...    every version's files, exactly as they would lie in a folder on a disk
-    URL/current.json         which version counts, and the one before it, which stays readable; written last
+    URL/current.json         which version counts, its files, and the version before, which stays readable; written last
 
 The files go up under a name that nobody else has, then current.json is replaced if it is still the one that was there
 before: of two that publish at the same time one comes too late, and takes its own files away again.
@@ -29,12 +29,18 @@ class Published:
     """Of the version's own folder."""
     key: str
     """What it was made from: two versions of one key are the same."""
+    files: dict[str, str]
+    """Its files, with size and etag as they were when it was published."""
+
+    def whole(self) -> bool:
+        """Whether every file is there as it was published."""
+        return Folder(self.url).files() == self.files
 
 
 def find_published(url: str) -> Published | None:
     """What counts at `url` now; None where nothing was published. Raises InputError where the store refuses."""
     said = _pointer(Folder(url))
-    return Published(f"{url}/{VERSIONS}/{said['version']}", said["key"]) if said else None
+    return Published(f"{url}/{VERSIONS}/{said['version']}", said["key"], said["files"]) if said else None
 
 
 def current(url: str) -> str:
@@ -65,7 +71,8 @@ def publish_folder(url: str, folder: Path, key: str, last: str) -> Published:
     ours = place / f"{VERSIONS}/{name}"
     try:
         ours.upload(folder, last)
-        said = {"version": name, "key": key, "before": before["version"] if before else None}
+        files = ours.files()
+        said = {"version": name, "key": key, "before": before["version"] if before else None, "files": files}
         won = place.swap(POINTER, as_json(said), seen)
     except BaseException:
         if (_pointer(place) or {}).get("version") != name:  # the answer alone may have been lost
@@ -82,7 +89,7 @@ def publish_folder(url: str, folder: Path, key: str, last: str) -> Published:
         return winner
     if before and before["before"]:
         (place / f"{VERSIONS}/{before['before']}").delete()  # two are kept: a reader may be on its way with the older
-    return Published(str(ours), key)
+    return Published(str(ours), key, files)
 
 
 def _pointer(folder: Folder) -> dict[str, Any] | None:
@@ -95,4 +102,4 @@ def _pointer(folder: Folder) -> dict[str, Any] | None:
         raise InputError(
             f"{folder.url_of(POINTER)} is damaged ({error}); publish there again after removing it"
         ) from None
-    return said if said is None else {"before": None, **said}
+    return said if said is None else {"before": None, "files": {}, **said}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
 
@@ -27,7 +28,7 @@ def test_files_and_tables_come_back_from_s3_as_from_a_disk(s3):
     assert (folder.exists(), folder.names("", ""), folder.read_json("no.json")) == (False, [], None)
     folder.write("a/x.json", b"1")
     folder.write("a/x.json", b"22")
-    assert folder.read("a/x.json") == b"22"
+    assert folder.read("a/x.json") == b"22" == pickle.loads(pickle.dumps(folder)).read("a/x.json")
     assert (folder / "a").names("x", ".json") == ["x.json"]
     first, other = pa.table({"docno": ["a", "ü"]}), pa.table({"docno": ["b"]})
     folder.write_table("part-0.parquet", first)

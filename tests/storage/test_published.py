@@ -90,7 +90,9 @@ def test_damage_on_the_store_is_refused_by_name_and_damage_to_the_copy_is_repair
     place = Folder(pinned(s3))
     good = place.read("trie/tokens.npy")
     for bad, said in ((good[:-1], "has .* bytes instead of"), (bytes([good[0] ^ 1]) + good[1:], "was changed")):
+        assert find_published(s3).whole() == (place.read("trie/tokens.npy") == good)
         place.write("trie/tokens.npy", bad)
+        assert not find_published(s3).whole(), "a build would publish it again"
         with pytest.raises(IndexRefused, match=f"{place}/trie/tokens.npy {said}"):
             open_index(s3)
     place.remove("trie/tokens.npy")

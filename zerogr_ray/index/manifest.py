@@ -71,12 +71,6 @@ def refuse_changed(path: Path, manifest: dict[str, Any], shown: str | Path) -> N
             raise IndexRefused(f"{shown}/{name} was changed after the index was written; build or copy the index again")
 
 
-def lies_whole(place: str, manifest: dict[str, Any]) -> bool:
-    """Whether every file of an index under s3:// is there with its size. Their contents are verified when fetched."""
-    there = Folder(place).files()
-    return all(there.get(name, "").split(" ")[0] == str(file["size"]) for name, file in manifest["files"].items())
-
-
 def fetch_index(url: str) -> Path:
     """The copy of an index under s3:// in this machine's cache, made and verified where it is not there yet.
 
