@@ -148,7 +148,6 @@ def test_wrong_settings_get_one_sentence(tmp_path):
     assert "NAME=VALUE" in complaint("index", corpus, tmp_path / "o", "--set", "training.epochs")
     assert "there is no run file" in complaint("index", corpus, tmp_path / "o", "--config", tmp_path / "no.toml")
     assert "there is no run file" in complaint("index", corpus, tmp_path / "o", "--config", tmp_path)
-    assert "local folders for now" in complaint("index", corpus, "s3://bucket/o")
     status, _, err = zerogr("search", "--no-such-option")
     assert status == 2
     assert "No such option" in err
@@ -159,7 +158,6 @@ def test_wrong_searches_get_one_sentence(index, tmp_path):
     assert "the query is empty" in complaint("search", index, "")
     assert "does not exist" in complaint("search", tmp_path / "nothing", "fox")
     assert "is a file" in complaint("search", index / "manifest.json", "fox")
-    assert "local folders for now" in complaint("search", "s3://bucket/index", "fox")
     broken = shutil.copytree(index, tmp_path / "broken")
     tokens = broken / "trie" / "tokens.npy"
     tokens.write_bytes(tokens.read_bytes()[:-1])

@@ -28,6 +28,11 @@ CFG = IndexConfig(instruction="Find it.", postings="terms", calibration=Calibrat
 
 @pytest.fixture
 def left(tmp_path):
+    return make_left(tmp_path)
+
+
+def make_left(tmp_path):
+    """What the stages of a build leave in `tmp_path`/work."""
     work = Folder(tmp_path / "work")
     outputs = [Output.at(work, name, "k") for name in ("corpus", "docids", "pairs")]
     docnos = [f"d{row}" for row in range(len(DOCIDS))]

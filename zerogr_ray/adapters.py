@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zerogr_ray.cache import cache_folder, here, making
 from zerogr_ray.errors import ModelError
-from zerogr_ray.models import cache_folder, find_model, load_format, load_model, publish
+from zerogr_ray.models import find_model, load_format, load_model
+from zerogr_ray.published import current
+from zerogr_ray.s3 import is_url, place_of
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,7 @@ def weights_fingerprint(folder: Path) -> str:
 
 def read_adapter(folder: str | Path) -> Adapter:
     """What the adapter in `folder` says of itself. Raises ModelError where the folder is not an adapter of ours."""
-    path = Path(folder).expanduser()
+    path = _fetched(place_of(folder)) if is_url(folder) else Path(folder).expanduser()
     for name in (WEIGHTS, CONFIG, ABOUT):
         if not (path / name).is_file():
             raise ModelError(f"{path} has no {name}; an adapter is a folder that `zerogr train` has written")
@@ -129,6 +130,13 @@ def read_adapter(folder: str | Path) -> Adapter:
     return adapter
 
 
+def _fetched(url: str) -> Path:
+    try:
+        return here(current(url))
+    except FileNotFoundError:
+        raise ModelError(f"{url} holds no files; an adapter is a folder that `zerogr train` has written") from None
+
+
 def find_adapted_model(base: str, adapter: str | Path) -> Path:
     """Folder of the model `base` with the adapter in folder `adapter` merged in; made once, in the cache.
 
@@ -138,13 +146,8 @@ def find_adapted_model(base: str, adapter: str | Path) -> Path:
     refuse_other_base(found, base, model)
     target = cache_folder() / "models" / f"{model.name}-{found.task}-{found.fingerprint}"
     if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-        try:
+        with making(target) as building:
             merge(model, found, building)
-            publish(building, target)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
     return target
 
 

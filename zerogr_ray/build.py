@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from zerogr_ray.adapters import Adapter, chosen_adapter, find_adapted_model, read_adapter
-from zerogr_ray.cluster import asked_of, cluster_nodes, ray_cluster, refuse_lacking, refuse_unseen, spare_cpus
+from zerogr_ray.cache import here
+from zerogr_ray.cluster import asked_of, cluster_nodes, ray_cluster, refuse_lacking, shared, spare_cpus
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.bags import Bags, write_bags
 from zerogr_ray.corpus.documents import source_stamp
@@ -30,13 +31,16 @@ from zerogr_ray.docids.distinct import distinct_key, make_distinct
 from zerogr_ray.docids.generate import WriteDocIds
 from zerogr_ray.errors import BuildError, IndexRefused, ModelError
 from zerogr_ray.generation.writer import Writer, engine_resources
-from zerogr_ray.index.bundle import FORMAT, check_target, open_index
+from zerogr_ray.index.bundle import check_target, open_index
+from zerogr_ray.index.manifest import FORMAT, MANIFEST, read_manifest
 from zerogr_ray.models import find_model, fingerprint, load_format
 from zerogr_ray.publish import Left, publish
+from zerogr_ray.published import find_published
 from zerogr_ray.queries.filter import filter_key, filter_queries
 from zerogr_ray.queries.generate import WriteQueries
+from zerogr_ray.s3 import is_url, place_of
 from zerogr_ray.stage import Output, ShardTask, map_shards, progress
-from zerogr_ray.store import Folder, key_of, local_path
+from zerogr_ray.store import Folder, key_of
 from zerogr_ray.training.fit import NOT_RESULTS
 from zerogr_ray.training.pairs import write_pairs
 from zerogr_ray.training.rerank import rerank_token, write_candidates
@@ -69,14 +73,17 @@ def build_index(
 ) -> BuildReport:
     """Build the index of `corpus` in the folder `out`; intermediate results stay in `work` (default: OUT.work).
 
-    Interrupted at any moment and called again, it goes on with what is missing. Called again with nothing changed it
-    does nothing. Raises InputError for a corpus that cannot be read, ModelError for a model that cannot be used,
-    BuildError where a stage fails.
+    All three may be under s3://. There two runs of one OUT may race, and one index is published, whole; on a disk the
+    second is refused. Interrupted at any moment and called again, it goes on with what is missing. Called again with
+    nothing changed it does nothing. Raises InputError for a corpus that cannot be read and a store that refuses,
+    ModelError for a model that cannot be used, BuildError where a stage fails.
     """
     cfg = config or IndexConfig()
-    target = local_path(out)
-    folder = Folder(local_path(work) if work else target.with_name(f"{target.name}.work"))
+    target = place_of(out)
+    folder = Folder(work or f"{target}.work")
     source_stamp(corpus)  # a corpus that is not there is said before a model is fetched
+    if is_url(target):
+        check_target(target)  # and so is a bucket
     model, llm = find_model(cfg.model), find_model(cfg.llm.model)
     if adapter := chosen_adapter(cfg.adapter, cfg.model, Retrieve.name):
         _adapter_for(Retrieve.name, adapter)
@@ -85,7 +92,7 @@ def build_index(
     load_format(llm)
     cfg, writers = _writers(cfg, llm)
     reserved = rerank_token(prompt_format) if cfg.training.rerank_every else None
-    with _only_builder(target.with_name(f".{target.name}.lock")), _only_builder(Path(folder.path) / ".lock"):
+    with _only_builder(_lock_beside(target)), _only_builder(Path(folder.path) / ".lock" if folder.local else None):
         check_target(target)
         clock = _Clock()
         source, facts = clock.time("corpus", lambda: normalise(corpus, folder, cfg.corpus, quiet))
@@ -95,19 +102,20 @@ def build_index(
         plan = _Plan.of(cfg, layout, fingerprint(model), prompt_format.fingerprint, writing)
         report = {"rejected": facts["rejected"], "rejects": facts["rejects"]}
         if (manifest := _current(target, plan.index)) is not None:
-            return BuildReport(str(target), manifest["documents"], manifest["docids"], unchanged=True, **report)
+            return BuildReport(target, manifest["documents"], manifest["docids"], unchanged=True, **report)
         docids, queries = Output.at(folder, "docids", plan.docids), Output.at(folder, "queries", plan.queries)
         distinct = Output.at(folder, "distinct", plan.distinct) if plan.distinct != plan.docids else docids
         kept = Output.at(folder, "filtered", plan.kept) if plan.kept != plan.queries else queries
         pairs, training = Output.at(folder, "pairs", plan.pairs), Output.at(folder, "training", plan.training)
         candidates = Output.at(folder, "candidates", plan.candidates)
         with ray_cluster():
-            cfg = _with_devices(cfg, llm)
-            refuse_unseen({"model": model, "llm.model": llm, "the work folder": Path(folder.path)})
+            if folder.local:
+                shared("the work folder", Path(folder.path), folder)
+            base = shared("model", model, folder)
+            cfg = _with_devices(cfg, shared("llm.model", llm, folder))
+            ready = [shared("llm.model", writer, folder) for writer in writers]
             known = corpus_frequencies(source, facts["sizes"], Output.at(folder, "terms", key_of("terms", 1, layout)))
-            clock.time(
-                "docids + queries", lambda: _generate(cfg, writers, source, facts, known, docids, queries, quiet)
-            )
+            clock.time("docids + queries", lambda: _generate(cfg, ready, source, facts, known, docids, queries, quiet))
             if plan.distinct != plan.docids:
                 clock.time("distinct", lambda: _distinguish(cfg, source, docids, known, distinct, quiet))
             if plan.kept != plan.queries:
@@ -129,7 +137,7 @@ def build_index(
                 weighing = (source, weighed, prompt_format, facts["sizes"], spare_cpus(), quiet)
                 clock.time("bags", lambda: write_bags(*weighing))
             planned = weighed if cfg.training.plan_weight else None
-            tuned = clock.time("training", lambda: _train(cfg, model, pairs, beside, planned, training, quiet))
+            tuned = clock.time("training", lambda: _train(cfg, base, pairs, beside, planned, training, quiet))
             about = {
                 "key": plan.index,
                 "corpus": facts["fingerprint"],
@@ -137,12 +145,12 @@ def build_index(
                 "collisions": _collisions(distinct),
                 **({} if reserved is None else {"rerank_token": reserved}),
             }
-            bags = Bags.open(Path(weighed.folder.path)) if weighed is not None else None
+            bags = Bags.open(str(weighed.folder)) if weighed is not None else None
             left = Left(source, distinct, pairs, bags, tuned, prompt_format)
             manifest = clock.time("index", lambda: publish(target, left, cfg, about, folder, quiet))
     seconds = {name: round(spent, 1) for name, spent in clock.seconds.items()}
     return BuildReport(
-        str(target),
+        target,
         manifest["documents"],
         manifest["docids"],
         unchanged=False,
@@ -187,18 +195,24 @@ class _Plan:
         return cls(docids, distinct, queries, kept, pairs, candidates, bags, training, index)
 
 
-def _current(target: Path, key: str) -> dict[str, Any] | None:
+def _current(target: str, key: str) -> dict[str, Any] | None:
     """The manifest of the index at `target` if it is whole and has this key."""
-    if not (target / "manifest.json").exists():
-        return None
     try:
-        manifest = open_index(target).manifest
+        if is_url(target):
+            found = find_published(target)
+            if found is None or not found.whole():
+                return None
+            manifest = read_manifest(found.url)
+        elif (Path(target) / MANIFEST).exists():
+            manifest = open_index(target).manifest
+        else:
+            return None
     except IndexRefused:
         return None  # damaged: it is published again from what the stages left
     return manifest if manifest.get("key") == key else None
 
 
-def _with_devices(cfg: IndexConfig, llm: Path) -> IndexConfig:
+def _with_devices(cfg: IndexConfig, llm: str) -> IndexConfig:
     """Settings as the workers need them: the model by its folder, GPUs as the cluster has them.
 
     Raises BuildError where the cluster lacks what is asked for: Ray would wait for it for ever.
@@ -207,7 +221,7 @@ def _with_devices(cfg: IndexConfig, llm: Path) -> IndexConfig:
 
     have = ray.cluster_resources()
     gpu = 1.0 if have.get("GPU", 0) >= 1 else 0.0
-    generation = cfg.llm.model_copy(update={"model": str(llm), "gpus": gpu if cfg.llm.gpus is None else cfg.llm.gpus})
+    generation = cfg.llm.model_copy(update={"model": llm, "gpus": gpu if cfg.llm.gpus is None else cfg.llm.gpus})
     training = cfg.training.model_copy(update={"gpus": gpu if cfg.training.gpus is None else cfg.training.gpus})
     refuse_lacking(asked_of(training, generation), cluster_nodes())
     return cfg.model_copy(update={"llm": generation, "training": training})
@@ -235,7 +249,7 @@ def _adapter_for(task: str, folder: str) -> Adapter:
 
 def _generate(
     cfg: IndexConfig,
-    writers: Sequence[Path],
+    writers: Sequence[str],
     source: Output,
     facts: dict[str, Any],
     known: Frequencies,
@@ -251,7 +265,7 @@ def _generate(
     sizes: dict[str, int] = facts["sizes"]
     for writer in dict.fromkeys(writers):
         own = [task for task, model in zip(tasks, writers, strict=True) if model == writer]
-        llm = cfg.llm.model_copy(update={"model": str(writer)})
+        llm = cfg.llm.model_copy(update={"model": writer})
         map_shards(source, own, Writer, {"llm": llm}, engine_resources(llm), llm.engines, sizes.__getitem__, quiet)
     for _, output in tasks:
         if missing := sorted(set(sizes) - set(output.shards())):
@@ -277,7 +291,7 @@ def _collisions(distinct: Output) -> dict[str, int]:
 
 def _train(
     cfg: IndexConfig,
-    model: Path,
+    model: str,
     pairs: Output,
     candidates: Output | None,
     bags: Output | None,
@@ -287,10 +301,10 @@ def _train(
     from zerogr_ray.training.fit import fit
 
     if not cfg.training.epochs:
-        return model
-    shards = [Path(pairs.folder.url_of(name)) for name in pairs.shards()]
-    held = [Path(pairs.folder.url_of(name)) for name in pairs.folder.names("held-", ".parquet")]
-    beside = [Path(candidates.folder.url_of(name)) for name in candidates.shards()] if candidates else []
+        return here(model)
+    shards = [pairs.folder.url_of(name) for name in pairs.shards()]
+    held = [pairs.folder.url_of(name) for name in pairs.folder.names("held-", ".parquet")]
+    beside = [candidates.folder.url_of(name) for name in candidates.shards()] if candidates else []
     task = Retrieve(cfg.instruction, cfg.training.query_tokens)
     with progress("training", None, unit="steps", quiet=quiet) as bar:
 
@@ -302,8 +316,8 @@ def _train(
             )
             bar.update(state["step"] - bar.n)
 
-        arrays = Path(bags.folder.path) if bags is not None else None
-        return fit(model, shards, task, cfg.training, Path(training.folder.path), show, held, beside, bags=arrays)
+        arrays = str(bags.folder) if bags is not None else None
+        return fit(model, shards, task, cfg.training, str(training.folder), show, held, beside, bags=arrays)
 
 
 class _Clock:
@@ -319,9 +333,17 @@ class _Clock:
         return result
 
 
+def _lock_beside(target: str) -> Path | None:
+    """The lock of a local index; a lock object on a store would outlive a build that was killed."""
+    return None if is_url(target) else Path(target).with_name(f".{Path(target).name}.lock")
+
+
 @contextmanager
-def _only_builder(lock: Path) -> Iterator[None]:
-    """Hold a lock file; the system gives it back when the process ends, however it ends."""
+def _only_builder(lock: Path | None) -> Iterator[None]:
+    """Hold a lock file, where there is one; the system gives it back when the process ends, however it ends."""
+    if lock is None:
+        yield
+        return
     lock.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -28,8 +28,10 @@ app = typer.Typer(
 
 @app.command()
 def index(
-    corpus: Annotated[str, typer.Argument(help="jsonl, parquet, a folder of them, a BEIR or a MAIR folder.")],
-    out: Annotated[str, typer.Argument(help="Folder of the index.")],
+    corpus: Annotated[
+        str, typer.Argument(help="jsonl, parquet, a folder of them, a BEIR or a MAIR folder; also s3://.")
+    ],
+    out: Annotated[str, typer.Argument(help="Folder of the index, on a disk or s3://.")],
     instruction: Annotated[str | None, typer.Option(help="The retrieval task in natural language.")] = None,
     config: Annotated[Path | None, typer.Option(help="Run file (TOML); see pipelines/.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="One setting: training.epochs=2. May repeat.")] = None,
@@ -68,7 +70,7 @@ def index(
 
 @app.command()
 def search(
-    index: Annotated[str, typer.Argument(help="Folder of the index, or http://HOST:PORT of a service.")],
+    index: Annotated[str, typer.Argument(help="Folder of the index, also s3://, or http://HOST:PORT of a service.")],
     query: Annotated[str, typer.Argument(help="What to look for.")],
     k: Annotated[int, typer.Option("-k", help="Documents to return.")] = 10,
     instruction: Annotated[str | None, typer.Option(help="Instead of the index's own.")] = None,
@@ -101,7 +103,7 @@ def search(
 
 @app.command()
 def evaluate(
-    index: Annotated[str, typer.Argument(help="Folder of the index.")],
+    index: Annotated[str, typer.Argument(help="Folder of the index, on a disk or s3://.")],
     dataset: Annotated[str, typer.Argument(help="A BEIR or MAIR folder with queries and judgements.")],
     split: Annotated[str, typer.Option(help="Which judgements: qrels/SPLIT.tsv.")] = "test",
     k: Annotated[int, typer.Option("-k", help="Documents per query.")] = 100,
@@ -241,7 +243,7 @@ def overlap(
 
 @app.command()
 def inspect(
-    index: Annotated[str, typer.Argument(help="Folder of the index.")],
+    index: Annotated[str, typer.Argument(help="Folder of the index, on a disk or s3://.")],
     samples: Annotated[int, typer.Option(help="Documents to show.", min=1)] = 10,
     as_json: Json = False,
 ) -> None:
@@ -250,9 +252,8 @@ def inspect(
     Example: zerogr inspect indexes/docs
     """
     from zerogr_ray.index.inspect import inspect_index
-    from zerogr_ray.store import local_path
 
-    facts = inspect_index(local_path(index), samples)
+    facts = inspect_index(index, samples)
     if as_json:
         print_json(facts)
         return
@@ -272,7 +273,7 @@ def inspect(
 def train(
     task: Annotated[str, typer.Argument(help="queries, docids or retriever.")],
     data: Annotated[list[str], typer.Argument(help="jsonl of instruction, query, positive, title, task. May repeat.")],
-    out: Annotated[str, typer.Argument(help="Folder of the adapter.")],
+    out: Annotated[str, typer.Argument(help="Folder of the adapter, on a disk or s3://.")],
     without: Annotated[list[str] | None, typer.Option(help="Leave out the rows of this task. May repeat.")] = None,
     most: Annotated[int | None, typer.Option(help="Rows of one task at most.", min=1)] = None,
     licence: Annotated[str, typer.Option(help="For the model card.")] = "not given",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zerogr_ray.config import LLMConfig, TrainingConfig
 from zerogr_ray.errors import BuildError, InputError, ModelError
+from zerogr_ray.store import Folder, key_of
 
 Asked = dict[str, tuple[int, dict[str, float]]]
 """Table of the settings -> how many actors it wants at once, and what each of them reserves."""
@@ -119,29 +120,42 @@ def cluster_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def refuse_unseen(paths: dict[str, Path]) -> None:
-    """Raises ModelError if a node of the cluster does not see one of `paths` (what it is -> where it is).
+def shared(what: str, folder: Path, work: Folder) -> str:
+    """Where every node finds what is in `folder`: there, or in a copy in the work folder if that is on a store.
 
-    An actor there would fail on it much later, and on a large cluster only some of them.
+    Raises ModelError where a node does not see it and the work folder is no way to give it: an actor there would fail
+    on it much later, and on a large cluster only some of them.
     """
+    if (blind := _blind_node(folder)) is None:
+        return str(folder)
+    if work.local:
+        raise ModelError(
+            f"{what} {folder} is on the driver's machine, but not on node {blind}; "
+            "put it where every node sees it: a shared folder, or the same path in every image"
+        )
+    files = {str(path.relative_to(folder)): path.stat() for path in folder.rglob("*") if path.is_file()}
+    name = key_of("shared", sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in files.items()))
+    if not work.exists(f"shared/{name}.json"):
+        (work / f"shared/{name}").upload(folder)
+        work.write_json(f"shared/{name}.json", {"what": what, "from": str(folder)})
+    return work.url_of(f"shared/{name}")
+
+
+def _blind_node(path: Path) -> str | None:
+    """Address of a node of the cluster that does not see `path`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:
-        return
+        return None
 
     @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
-    def unseen() -> list[str]:
-        return [what for what, path in paths.items() if not path.exists()]
+    def sees() -> bool:
+        return path.exists()
 
     looks = {
-        node: unseen.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+        node: sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
         for node in nodes
     }
-    for node, look in looks.items():
-        for what in ray.get(look):
-            raise ModelError(
-                f"{what} {paths[what]} is on the driver's machine, but not on node {nodes[node]}; "
-                "put it where every node sees it: a shared folder, or the same path in every image"
-            )
+    return next((nodes[node] for node, look in looks.items() if not ray.get(look)), None)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from zerogr_ray.cache import cache_folder, here, making
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import DEFAULT_MODEL
 from zerogr_ray.errors import ModelError
+from zerogr_ray.published import current
+from zerogr_ray.s3 import is_url, place_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +28,6 @@ TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json")
 DType = Literal["auto", "float32", "bfloat16"]
 
 
-def cache_folder() -> Path:
-    """Where converted and fetched models are kept: $ZEROGR_CACHE, else the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("ZEROGR_CACHE") or Path(home) / "zerogr")
-
-
 def find_model(name: str) -> Path:
     """Folder of the model called `name`, converted or fetched on first use.
 
@@ -41,8 +35,11 @@ def find_model(name: str) -> Path:
     """
     if name in PACKAGED:
         return _packaged(name)
-    if name.startswith("s3://"):
-        return checked(_from_object_store(name))
+    if is_url(name):
+        try:
+            return checked(here(current(place_of(name))))
+        except FileNotFoundError:
+            raise ModelError(f"{name} holds no files; check the bucket and the path") from None
     folder = Path(name).expanduser()
     if folder.is_dir():
         return checked(folder)
@@ -158,46 +155,12 @@ def _convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
+    with making(target) as building:
         source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         # The tokenizer is read from the same file: vocabulary, merges, chat template.
         AutoTokenizer.from_pretrained(**source).save_pretrained(building)
         model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
         model.to(torch.bfloat16).save_pretrained(building)  # the weights were 4-bit: bfloat16 loses nothing
-        publish(building, target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def publish(building: Path, target: Path) -> None:
-    """Give `building` its final name; a process that was faster has made the same thing."""
-    try:
-        building.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-
-
-def _from_object_store(url: str) -> Path:
-    import fsspec
-
-    fs, path = fsspec.core.url_to_fs(url)
-    files = fs.find(path, detail=True)
-    if not files:
-        raise ModelError(f"{url} holds no files; check the bucket and the path")
-    state = repr(sorted((name, info.get("ETag"), info["size"]) for name, info in files.items()))
-    target = cache_folder() / "models" / hashlib.sha256(state.encode()).hexdigest()[:16]
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=target.parent, prefix=".fetch-"))
-        try:
-            fs.get(path.rstrip("/") + "/", str(building) + "/", recursive=True)
-            publish(building, target)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    return target
 
 
 def _from_hub(name: str) -> Path:

@@ -10,7 +10,6 @@ import typer
 
 from zerogr_ray.config import DecodeConfig, make_config
 from zerogr_ray.errors import InputError
-from zerogr_ray.store import local_path
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -54,11 +53,11 @@ def decoding(
 
     Raises InputError for a setting that there is not, IndexRefused where there is no index.
     """
-    from zerogr_ray.index.bundle import read_manifest
+    from zerogr_ray.index.manifest import read_manifest
 
     if draws is not None and draws < 1:
         raise InputError(f"--draws is {draws}; it must be at least 1")
-    own = {} if published else dict(read_manifest(local_path(index)).get("decode", {}))
+    own = {} if published else dict(read_manifest(index).get("decode", {}))
     given = {name: value for name, value in (("seed", seed), ("draws", draws)) if value is not None}
     return make_config(DecodeConfig, own | given, dict(map(setting, settings or [])))
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from zerogr_ray.cache import here
 from zerogr_ray.chat import PromptFormat
+from zerogr_ray.cluster import shared
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.corpus.text import passages
@@ -19,9 +21,11 @@ from zerogr_ray.decoding.priors import MeasurePriors, measure_priors
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.errors import BuildError
 from zerogr_ray.generation.writer import engine_resources
-from zerogr_ray.index.bundle import DOCUMENTS, Bundle, opened, write_index
+from zerogr_ray.index.bundle import DOCUMENTS, Bundle, opened, write_index, writing_index
+from zerogr_ray.index.manifest import read_manifest
 from zerogr_ray.index.trie import Trie
 from zerogr_ray.models import fingerprint, hush, load_format
+from zerogr_ray.s3 import is_url
 from zerogr_ray.stage import Output, progress
 from zerogr_ray.store import Folder, hash64
 from zerogr_ray.training.record import training_record
@@ -44,7 +48,7 @@ class Left:
 
 
 def publish(
-    target: Path, left: Left, cfg: IndexConfig, about: dict[str, Any], work: Folder, quiet: bool = False
+    target: str | Path, left: Left, cfg: IndexConfig, about: dict[str, Any], work: Folder, quiet: bool = False
 ) -> dict[str, Any]:
     """Write the index to `target`; returns its manifest. `about` goes into the manifest, its key is the build's.
 
@@ -67,23 +71,34 @@ def publish(
 
     def priors(trie: Trie, ordered: pa.Table) -> dict[str, Any]:
         key = task.key(left.docids.folder.path.rpartition("-")[2], model)
-        return measure_priors(trie, ordered, left.tuned, task, work, key, resources, cfg.llm.engines, quiet)
+        place = shared("the tuned model", left.tuned, work)
+        return measure_priors(trie, ordered, place, task, work, key, resources, cfg.llm.engines, quiet)
 
     def way(bundle: Bundle) -> dict[str, Any]:
-        return _chosen(bundle, queries, resources, quiet) if queries else {"decode": usual(bundle).model_dump()}
+        if not queries:
+            return {"decode": usual(bundle).model_dump()}
+        place = shared("the index", bundle.path, work)
+        try:
+            return _chosen(bundle, place, queries, resources, quiet)
+        finally:
+            if is_url(place):
+                Folder(place).delete()
+                Folder(work.url_of("shared")).remove(place.rpartition("/")[2] + ".json")
 
-    return write_index(
-        target,
-        documents,
-        left.format.end,
-        left.tuned,
-        about,
-        vocab=None if cfg.postings == "none" else len(left.format.tokenizer),
-        bags=left.bags,
-        priors=priors if task.texts else None,
-        choose=way if cfg.calibration.queries else None,
-        training=training_record(left.tuned.parent),
-    )
+    with writing_index(target) as folder:
+        write_index(
+            folder,
+            documents,
+            left.format.end,
+            left.tuned,
+            about,
+            vocab=None if cfg.postings == "none" else len(left.format.tokenizer),
+            bags=left.bags,
+            priors=priors if task.texts else None,
+            choose=way if cfg.calibration.queries else None,
+            training=training_record(left.tuned.parent),
+        )
+    return read_manifest(target)
 
 
 def calibration_texts(source: Output, cfg: CalibrationConfig, seed: int) -> tuple[str, ...]:
@@ -117,9 +132,9 @@ def held_queries(pairs: Output, most: int) -> list[tuple[str, str]]:
 class _Judge:
     """Ray actor: the index that is being built, searched as each way of decoding would."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], queries: list[tuple[str, str]], device: str) -> None:
+    def __init__(self, place: str, manifest: dict[str, Any], queries: list[tuple[str, str]], device: str) -> None:
         hush()
-        self.retriever = Retriever.open(opened(folder, manifest), device)
+        self.retriever = Retriever.open(opened(here(place), manifest), device)
         self.queries = queries
 
     def measure(self, cfg: DecodeConfig) -> float:
@@ -127,12 +142,17 @@ class _Judge:
         return ndcg(self.retriever, self.queries, cfg)
 
 
-def _chosen(bundle: Bundle, queries: list[tuple[str, str]], resources: dict[str, Any], quiet: bool) -> dict[str, Any]:
-    """What the manifest says of the choice: `decode`, and `decode_tried` with the figure of every way."""
+def _chosen(
+    bundle: Bundle, place: str, queries: list[tuple[str, str]], resources: dict[str, Any], quiet: bool
+) -> dict[str, Any]:
+    """What the manifest says of the choice: `decode`, and `decode_tried` with the figure of every way.
+
+    `place` is where any node finds the index's files.
+    """
     import ray
 
     device = "cuda" if resources["num_gpus"] else "cpu"
-    judge: Any = ray.remote(**resources)(_Judge).remote(bundle.path, bundle.manifest, queries, device)
+    judge: Any = ray.remote(**resources)(_Judge).remote(place, bundle.manifest, queries, device)
     among = list(ways(bundle))
     with progress("decoding", len(among), unit="ways", quiet=quiet) as bar:
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from zerogr_ray.cache import here
 from zerogr_ray.corpus.terms import SAMPLE, STOP_WORDS, terms, texts_of, whole_texts
 from zerogr_ray.stage import Output, map_shards, sample_shards
 from zerogr_ray.store import map_arrays, save_arrays
@@ -90,9 +92,14 @@ class Bags:
         save_arrays(folder, {name: getattr(self, name) for name in ARRAYS})
 
     @classmethod
-    def open(cls, folder: Path) -> Bags:
-        """Map the arrays that `save` wrote."""
-        return cls(**map_arrays(folder, ARRAYS))
+    def open(cls, folder: str | Path) -> Bags:
+        """Map the arrays that `save` wrote; of a folder under s3://, in this machine's copy."""
+        return cls(**map_arrays(cls.fetched(folder), ARRAYS))
+
+    @staticmethod
+    def fetched(folder: str | Path) -> Path:
+        """The local folder of the arrays that are in `folder`, which may be a URL."""
+        return here(folder, [f"{name}.npy" for name in ARRAYS])
 
 
 def laid_out(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
@@ -198,5 +205,11 @@ def write_bags(
     counts = [some for shard in sample_shards(sizes, SAMPLE) for some in count_tokens(fmt, whole_texts(source, shard))]
     task = WeighTokens(fmt, TokenStatistics.counted(counts, len(fmt.tokenizer)))
     map_shards(source, [(task, bags)], Weigher, {}, {"num_cpus": 1}, actors, sizes.__getitem__, quiet)
-    Bags.of(bags.folder.read_table(shard) for shard in bags.shards()).save(Path(bags.folder.path))
+    joined = Bags.of(bags.folder.read_table(shard) for shard in bags.shards())
+    if bags.folder.local:
+        joined.save(Path(bags.folder.path))
+    else:
+        with TemporaryDirectory(prefix="zerogr-bags-") as folder:
+            joined.save(Path(folder))
+            bags.folder.upload(Path(folder))
     bags.finish(sum(sizes.values()))

@@ -10,6 +10,7 @@ from zerogr_ray.corpus.fields import RowError, clean, identifier, parse_object, 
 from zerogr_ray.corpus.files import SUFFIXES, Source, first_file, lines, locate, parquet_batches
 from zerogr_ray.errors import InputError
 from zerogr_ray.rows import Document, Rejected
+from zerogr_ray.s3 import reaching
 
 DOCNO_FIELDS = ("_id", "id", "docno", "doc_id", "docid")
 TEXT_FIELDS = ("text", "doc", "contents", "content", "body")
@@ -42,13 +43,34 @@ def source_stamp(path: str) -> str:
 
     Only names inside the corpus count, so a copy that keeps its dates keeps its stamp. Raises InputError.
     """
-    digest = hashlib.sha256()
+    return stamp_of(file_stamps(path))
+
+
+def file_stamps(path: str) -> dict[str, tuple[str, int, str]]:
+    """Each corpus file -> (its name inside the corpus, size, date or etag). Raises InputError."""
+    stamps = {}
     for source in corpus_files(path):
-        info = source.fs.info(source.name)
+        with reaching(source.shown):
+            info = source.fs.info(source.name)
         date = next((info[key] for key in ("ETag", "mtime", "LastModified", "created") if info.get(key)), "")
-        base = source.name.rsplit("/", 1)[-1]
-        digest.update(json.dumps([base, info["size"], str(date)]).encode())
-    return digest.hexdigest()
+        stamps[source.shown] = (source.name.rsplit("/", 1)[-1], info["size"], str(date))
+    return stamps
+
+
+def stamp_of(stamps: dict[str, tuple[str, int, str]]) -> str:
+    """The stamp of a corpus of these files."""
+    return hashlib.sha256(b"".join(json.dumps(stamp).encode() for stamp in stamps.values())).hexdigest()
+
+
+def refuse_changed(path: str, before: dict[str, tuple[str, int, str]]) -> None:
+    """Raises InputError if a corpus file is not what `file_stamps` said before: rows of two states may be mixed."""
+    now = file_stamps(path)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            what = "changed" if name in before and name in now else "appeared" if name in now else "vanished"
+            raise InputError(
+                f"{name} {what} while the corpus was read; run the same command again when nobody writes to {path}"
+            )
 
 
 def corpus_files(path: str) -> list[Source]:

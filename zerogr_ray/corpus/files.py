@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
-from fsspec.core import url_to_fs
-
-from zerogr_ray.errors import InputError
+from zerogr_ray.errors import InputError, ZeroGRError
+from zerogr_ray.s3 import open_url, reaching, there_is
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".parquet")
 BATCH_ROWS = 256
@@ -48,7 +47,7 @@ class Source:
     def reading(self) -> Iterator[IO[bytes]]:
         """The file's bytes, unpacked if its name ends in .gz. Raises InputError if they cannot be read."""
         try:
-            with self.fs.open(self.name, "rb") as raw:
+            with reaching(self.shown), self.fs.open(self.name, "rb") as raw:
                 if self.name.lower().endswith(".gz"):
                     yield io.BufferedReader(gzip.GzipFile(fileobj=raw))
                 else:
@@ -64,8 +63,11 @@ class Source:
 def locate(path: str) -> Source:
     """The file or folder at a local path or URL. Raises InputError if there is none."""
     try:
-        fs, name = url_to_fs(path)
-        there = fs.exists(name)
+        with reaching(path):
+            fs, name = open_url(path)
+            there = there_is(fs, name)
+    except ZeroGRError:
+        raise
     except Exception as error:  # every filesystem brings its own: botocore's missing credentials are no OSError
         raise InputError(f"{path} cannot be opened: {error}; check the address and your credentials") from None
     if not there:

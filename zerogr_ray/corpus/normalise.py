@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from zerogr_ray.config import CorpusConfig
-from zerogr_ray.corpus.documents import read_documents, source_stamp
+from zerogr_ray.corpus.documents import file_stamps, read_documents, refuse_changed, stamp_of
 from zerogr_ray.errors import InputError
 from zerogr_ray.rows import Document, Rejected, document_schema
 from zerogr_ray.stage import Output, progress
@@ -20,9 +20,10 @@ def normalise(corpus: str, work: Folder, cfg: CorpusConfig, quiet: bool = False)
 
     Returns the output and its manifest: rows, rejected, the fingerprint of the documents' contents, and the rows of
     each shard. Rows that cannot be taken go to rejected/ beside the shards' folder.
-    Raises InputError where nothing can be taken at all.
+    Raises InputError where nothing can be taken at all, and where a file changes while it is read.
     """
-    output = Output.at(work, "corpus", key_of("corpus", 1, source_stamp(corpus), cfg.model_dump()))
+    stamps = file_stamps(corpus)
+    output = Output.at(work, "corpus", key_of("corpus", 1, stamp_of(stamps), cfg.model_dump()))
     if (manifest := output.done()) is not None:
         return output, manifest
     digest, rejected = hashlib.sha256(), 0
@@ -51,6 +52,11 @@ def normalise(corpus: str, work: Folder, cfg: CorpusConfig, quiet: bool = False)
         if shard:
             commit()
     rejects.close()
+    try:
+        refuse_changed(corpus, stamps)
+    except InputError:
+        output.folder.delete()  # its name promises the state of before
+        raise
     if not sizes:
         raise InputError(f"{corpus}: none of its {rejected} rows is a document; the first: {first_reason}")
     facts = {"rejected": rejected, "rejects": str(rejects), "sizes": sizes, "fingerprint": digest.hexdigest()[:16]}

@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-from fsspec.core import url_to_fs
-
 from zerogr_ray.corpus.fields import RowError, grade
 from zerogr_ray.corpus.files import Source, lines, locate
 from zerogr_ray.errors import InputError
 from zerogr_ray.rows import Qrels, Run
+from zerogr_ray.s3 import open_url, reaching
 
 BEIR_HEADER = [b"query-id", b"corpus-id", b"score"]
 
@@ -101,8 +100,8 @@ def _write(path: str, rows: Iterable[str]) -> None:
     # All of it is checked before the file is opened: a refused id leaves no half-written file.
     content = "".join(rows).encode()
     try:
-        fs, name = url_to_fs(path)
-        with fs.open(name, "wb") as stream:
+        fs, name = open_url(path)
+        with reaching(path), fs.open(name, "wb") as stream:
             stream.write(content)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"{path} cannot be written: {error}") from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zerogr_ray.cache import here
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import CacheConfig, DecodeConfig
 from zerogr_ray.decoding.calibrate import docid_logprobs, edge_priors
@@ -75,10 +76,13 @@ class CalibrationModel:
 class Calibrator:
     """Ray Data actor: measures one shard after another."""
 
-    def __init__(self, source: Output, tasks: list[tuple[MeasurePriors, Output]], model: Path, device: str) -> None:
+    def __init__(
+        self, source: Output, tasks: list[tuple[MeasurePriors, Output]], model: str | Path, device: str
+    ) -> None:
         self.source, self.tasks = source, tasks
         hush()
-        self.model = CalibrationModel(load_model(model, "auto", device), load_format(model))
+        folder = here(model)
+        self.model = CalibrationModel(load_model(folder, "auto", device), load_format(folder))
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[int]]:
         """Measure the shards named in the batch; returns what was done."""
@@ -100,7 +104,7 @@ class Calibrator:
 def measure_priors(
     trie: Trie,
     documents: pa.Table,
-    model: Path,
+    model: str | Path,
     task: MeasurePriors,
     work: Folder,
     key: str,
@@ -110,7 +114,8 @@ def measure_priors(
 ) -> dict[str, NDArray[Any]]:
     """The arrays of PRIORS for an index of `documents`, in the order of `trie`; Ray must be initialised.
 
-    `model` is a folder that all actors see. What an interrupted run has measured under the same `key` stays measured.
+    `model` is a folder that all actors see, or its URL. What an interrupted run has measured under the same `key`
+    stays measured.
     """
     ordered, priors = Output.at(work, "ordered", key), Output.at(work, "priors", key)
     sizes = _write_ordered(documents, ordered)

@@ -12,11 +12,10 @@ from zerogr_ray.config import CacheConfig, DecodeConfig
 from zerogr_ray.corpus.bags import query_bag
 from zerogr_ray.decoding.job import Job, Request
 from zerogr_ray.errors import IndexRefused, InputError
-from zerogr_ray.index.bundle import Bundle, open_index
+from zerogr_ray.index.bundle import Bundle, open_index, writing_index
 from zerogr_ray.index.live import LiveIndex
 from zerogr_ray.models import DType, load_format, load_model
 from zerogr_ray.rows import Hit
-from zerogr_ray.store import local_path
 
 if TYPE_CHECKING:
     from zerogr_ray.decoding.cells import Answer, Cell
@@ -41,11 +40,11 @@ class Retriever:
     def load(
         cls, path: str | Path, device: str = "auto", dtype: DType = "auto", cache: CacheConfig | None = None
     ) -> Retriever:
-        """Verify and load the index folder at `path`.
+        """Verify and load the index folder at `path`, which may be under s3://.
 
         Raises IndexRefused where a file is missing or damaged, or the tokenizer is not the one it was built with.
         """
-        return cls.open(open_index(local_path(path)), device, dtype, cache)
+        return cls.open(open_index(path), device, dtype, cache)
 
     @classmethod
     def open(
@@ -145,7 +144,8 @@ class Retriever:
         manifest = self.bundle.manifest
         task = MeasurePriors(manifest["instruction"], tuple(manifest.get("calibration", ())))
         measure = partial(measure_here, model=self.model, prompt_format=self.format, task=task)
-        self.live.compact(local_path(out), measure if task.texts else None, partial(query_bag, self.format))
+        with writing_index(out) as folder:
+            self.live.compact(folder, measure if task.texts else None, partial(query_bag, self.format))
 
     def _stream(self, job: Job, prompt: tuple[list[int], int]) -> Iterator[Hit]:
         given = 0

@@ -12,7 +12,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsspec.core import url_to_fs
 from pydantic import Field
 
 from zerogr_ray.config import DecodeConfig, Strict, read_config
@@ -25,9 +24,10 @@ from zerogr_ray.evaluation.baselines import bm25, stemmer
 from zerogr_ray.evaluation.evaluate import as_run, documents_of, search_collection
 from zerogr_ray.evaluation.metrics import evaluate, mean
 from zerogr_ray.evaluation.report import table
-from zerogr_ray.index.bundle import read_manifest
+from zerogr_ray.index.manifest import read_manifest
 from zerogr_ray.rows import Collection, Run
-from zerogr_ray.store import Folder, key_of, local_path
+from zerogr_ray.s3 import open_url, reaching
+from zerogr_ray.store import Folder, key_of
 
 if TYPE_CHECKING:
     from zerogr_ray.evaluation.dense import SentenceEncoder
@@ -146,7 +146,7 @@ def plan_suite(config: SuiteConfig, file: Path) -> Plan:
             try:
                 collection = read_collection(folder, entry.split)
                 source_stamp(folder)
-                manifest = read_manifest(local_path(index))
+                manifest = read_manifest(index)
             except (InputError, IndexRefused) as error:
                 raise type(error)(f"{file}: collection {name!r}: {error}") from None
             planned[name] = Planned(
@@ -193,8 +193,9 @@ def _folders(entry: CollectionConfig, file: Path) -> tuple[list[str], list[str]]
             folders.append(pattern)
             continue
         try:
-            fs, inside = url_to_fs(pattern)
-            matches = sorted(str(match) for match in fs.glob(inside) if fs.isdir(match))
+            with reaching(pattern):
+                fs, inside = open_url(pattern)
+                matches = sorted(str(match) for match in fs.glob(inside) if fs.isdir(match))
         except Exception as error:  # every filesystem brings its own
             raise InputError(f"{file}: {pattern} cannot be listed: {error}; check the address") from None
         shown = [fs.unstrip_protocol(match) if "://" in pattern else _as_written(match, pattern) for match in matches]

@@ -15,7 +15,6 @@ It is built under a temporary name and appears in one step, so there is never ha
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import shutil
@@ -32,15 +31,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from zerogr_ray.cache import scratch
 from zerogr_ray.config import DecodeConfig
 from zerogr_ray.corpus.bags import Bags, laid_out
 from zerogr_ray.errors import BuildError, IndexRefused
+from zerogr_ray.index.manifest import FORMAT, MANIFEST, digest, fetch_index, read_manifest, refuse_changed
 from zerogr_ray.index.postings import Postings
 from zerogr_ray.index.trie import ARRAYS, Trie
 from zerogr_ray.index.trie_build import Ints
-from zerogr_ray.store import save_arrays
-
-FORMAT = 2
+from zerogr_ray.published import publish_folder, refuse_other
+from zerogr_ray.s3 import is_url, place_of
+from zerogr_ray.store import save_arrays, sha256_of
 
 DOCUMENTS = pa.schema(
     [("docno", pa.string()), ("docid", pa.string()), ("tokens", pa.list_(pa.uint32())), ("title", pa.string())]
@@ -158,7 +159,7 @@ def write_index(
         manifest = {"format": FORMAT, **counts, **facts, "files": _describe(folder)}
         if choose:
             manifest |= choose(opened(folder, manifest))
-        manifest["sha256"] = _digest(manifest)
+        manifest["sha256"] = digest(manifest)
         (folder / "manifest.json").write_text(
             json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
@@ -199,45 +200,25 @@ def take(table: pa.Table, rows: Ints) -> pa.Table:
     return pa.Table.from_batches(parts, table.schema).combine_chunks().take(pa.array(place))
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the index at `path`. Raises IndexRefused."""
+def open_index(path: str | Path) -> Bundle:
+    """Verify and open the index at `path`; one under s3:// by its copy in this machine's cache.
+
+    Raises IndexRefused naming the first file that is not as it was written, and InputError where a store refuses.
+    """
+    if not is_url(path):
+        return _verified(Path(path))
+    copy = fetch_index(place_of(path))
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        what = "is not an index (it has no manifest.json)" if path.exists() else "does not exist"
-        raise IndexRefused(f"{path} {what}; build one: zerogr index CORPUS {path}") from None
-    except NotADirectoryError:
-        raise IndexRefused(f"{path} is a file, not an index folder; build one: zerogr index CORPUS OUT") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise IndexRefused(f"{path}/manifest.json is damaged ({error}); build the index again") from None
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("format") != FORMAT
-        or not isinstance(manifest.get("files"), dict)
-    ):
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise IndexRefused(
-            f"{path} has index format {found}, this version reads format {FORMAT}; build the index again"
-        )
-    if manifest.get("sha256") != _digest(manifest):
-        raise IndexRefused(
-            f"{path}/manifest.json was changed after the index was written; build or copy the index again"
-        )
-    return manifest
+        return _verified(copy)
+    except IndexRefused:  # something happened to the copy after it was made
+        shutil.rmtree(copy)
+        return _verified(fetch_index(place_of(path)))
 
 
-def open_index(path: Path) -> Bundle:
-    """Verify and open the index at `path`. Raises IndexRefused naming the first file that is not as it was written."""
+def _verified(path: Path) -> Bundle:
     manifest = read_manifest(path)
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise IndexRefused(f"{file} is missing; build the index again or copy it whole")
-        if (size := file.stat().st_size) != expected["size"]:
-            raise IndexRefused(f"{file} has {size} bytes instead of {expected['size']}; build or copy the index again")
-        if _sha256(file) != expected["sha256"]:
-            raise IndexRefused(f"{file} was changed after the index was written; build or copy the index again")
-    present = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {"manifest.json"}
+    refuse_changed(path, manifest, path)
+    present = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {MANIFEST}
     if extra := sorted(present - set(manifest["files"])):
         raise IndexRefused(f"{path / extra[0]} does not belong to the index; remove it")
     needed = ["documents.arrow", "by_docno.npy", *(f"trie/{name}.npy" for name in ARRAYS)]
@@ -265,8 +246,29 @@ def opened(path: Path, manifest: dict[str, Any]) -> Bundle:
     return Bundle(path, manifest, trie, documents, by_docno, postings=postings, **optional)
 
 
-def check_target(out: Path) -> None:
+@contextmanager
+def writing_index(out: str | Path) -> Iterator[Path]:
+    """Where to write the index `out`: there; or, for one under s3://, in a folder from which it is published then.
+
+    Raises BuildError where another run has published another index meanwhile.
+    """
+    if not is_url(out):
+        yield Path(out)
+        return
+    url = place_of(out)
+    with scratch(url) as folder:
+        shutil.rmtree(folder / "index", ignore_errors=True)
+        yield folder / "index"
+        manifest = read_manifest(folder / "index")
+        publish_folder(url, folder / "index", str(manifest.get("key", manifest["sha256"][:16])), MANIFEST)
+
+
+def check_target(out: str | Path) -> None:
     """Refuse a path where something else than an index is; remove what a killed build left beside it."""
+    if is_url(out):
+        refuse_other(place_of(out), MANIFEST)
+        return
+    out = Path(out)
     if out.exists() and not (out / "manifest.json").exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise BuildError(f"{out} exists and is not an index; give another path or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -318,15 +320,4 @@ def _flush(path: Path) -> None:
 
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(f.relative_to(folder)): {"size": f.stat().st_size, "sha256": _sha256(f)} for f in files}
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    """sha256 of what the manifest says, its own digest left out."""
-    said = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {str(f.relative_to(folder)): {"size": f.stat().st_size, "sha256": sha256_of(f)} for f in files}

@@ -13,7 +13,7 @@ from zerogr_ray.index.bundle import open_index, take
 from zerogr_ray.index.trie import Trie
 
 
-def inspect_index(path: Path, samples: int = 10) -> dict[str, Any]:
+def inspect_index(path: str | Path, samples: int = 10) -> dict[str, Any]:
     """Facts about the index at `path`: manifest, docid statistics, sizes, and some documents spread over it."""
     bundle = open_index(path)
     manifest, documents = bundle.manifest, bundle.documents

@@ -52,14 +52,13 @@ def serve(
     if activate or rollback:
         from zerogr_ray.serving import control
         from zerogr_ray.serving.state import State
-        from zerogr_ray.store import local_path
 
         if activate and rollback:
             raise InputError("--activate and --rollback exclude each other; give one")
         which = name or cfg.default
         folder = State(cfg.state)
         if activate:
-            control.activate(folder, which, local_path(activate), say)
+            control.activate(folder, which, activate, say)
         else:
             control.roll_back(folder, which, say)
         return

@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints
 
 from zerogr_ray.config import CacheConfig, DocIdConfig, LLMConfig, Strict
 from zerogr_ray.errors import InputError
+from zerogr_ray.s3 import is_url, place_of
 from zerogr_ray.store import local_path
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -109,15 +110,16 @@ def service_of(indexes: list[str], state: str | None) -> dict[str, object]:
     named: dict[str, str] = {}
     for text in indexes:
         name, equals, path = text.partition("=")
-        folder = local_path(path if equals else text)
-        name = name if equals else re.sub(r"[^a-z0-9._-]+", "-", folder.name.lower()).strip("-._")
+        folder = place_of(path if equals else text)
+        name = name if equals else re.sub(r"[^a-z0-9._-]+", "-", Path(folder).name.lower()).strip("-._")
         if not re.match(NAME, name):
             raise InputError(f"{text}: {name!r} cannot name an index; write it as NAME={text}, NAME like docs or faq-2")
         if name in named:
             raise InputError(f"two indexes are called {name!r}; write NAME=FOLDER for one of them")
-        named[name] = str(folder)
-    first = Path(next(iter(named.values()), "."))
-    return {"indexes": named, "state": str(local_path(state) if state else first.with_name(f"{first.name}.serving"))}
+        named[name] = folder
+    first = next(iter(named.values()), ".")
+    beside = Path(first).name if is_url(first) else first  # the state of an index under s3:// is in this folder
+    return {"indexes": named, "state": str(local_path(state or f"{beside}.serving"))}
 
 
 def is_loopback(host: str) -> bool:

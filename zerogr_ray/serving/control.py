@@ -15,6 +15,7 @@ from pathlib import Path
 
 from zerogr_ray.errors import IndexRefused, InputError, ZeroGRError
 from zerogr_ray.index.bundle import open_index
+from zerogr_ray.index.manifest import pinned
 from zerogr_ray.models import load_format
 from zerogr_ray.serving.state import Beat, State, VersionRef, Versions
 from zerogr_ray.serving.version import label_of
@@ -24,7 +25,7 @@ SECONDS = 900.0
 
 
 def activate(
-    state: State, name: str, path: Path, say: Callable[[str], None] = lambda line: None, seconds: float = SECONDS
+    state: State, name: str, path: str | Path, say: Callable[[str], None] = lambda line: None, seconds: float = SECONDS
 ) -> VersionRef:
     """Let the index in the folder `path` answer as `name`; returns what answers now.
 
@@ -34,10 +35,13 @@ def activate(
     if name not in state.versions():
         known = ", ".join(state.versions()) or "none yet"
         raise InputError(f"{state.path} knows no index {name!r} (it has: {known}); start it first: zerogr serve")
-    bundle = open_index(path)
+    place = pinned(path)
+    bundle = open_index(place)
     if (now := load_format(bundle.model).fingerprint) != bundle.manifest["prompt_format"]:
-        raise IndexRefused(f"{path} was built with another prompt format than its tokenizer gives ({now}); build again")
-    ref = VersionRef(str(path), label_of(bundle.manifest))
+        raise IndexRefused(
+            f"{place} was built with another prompt format than its tokenizer gives ({now}); build again"
+        )
+    ref = VersionRef(place, label_of(bundle.manifest))
     if state.versions()[name].active == ref:
         say(f"active\t{name}\t{ref.version}\t{ref.path}")
         return ref
@@ -63,7 +67,7 @@ def roll_back(
     known = state.versions().get(name)
     if known is None or known.previous is None:
         raise InputError(f"{state.path} has no version before the active one of {name!r}; nothing was changed")
-    return activate(state, name, Path(known.previous.path), say, seconds)
+    return activate(state, name, known.previous.path, say, seconds)
 
 
 def _there(known: Versions | None) -> Versions:

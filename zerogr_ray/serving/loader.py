@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -25,7 +24,7 @@ Arrays = dict[str, "NDArray[np.generic]"]
 
 def arrays_of(ref: VersionRef) -> Arrays:
     """The flat arrays of a version's trie, memory-mapped, as the owner shares them. Raises IndexRefused."""
-    trie = open_index(Path(ref.path)).trie
+    trie = open_index(ref.path).trie
     return {name: getattr(trie, name) for name in ARRAYS}
 
 
@@ -41,7 +40,7 @@ class Loader:
         """Verify and open a version. Raises IndexRefused, ModelError."""
         from zerogr_ray.decoding.retriever import Retriever
 
-        bundle = open_index(Path(ref.path))
+        bundle = open_index(ref.path)
         # The folder may have been built again in place: then the shared arrays are those of another index.
         if label_of(bundle.manifest) == ref.version and (arrays := self._shared(ref)) is not None:
             bundle = replace(bundle, trie=Trie(**arrays))

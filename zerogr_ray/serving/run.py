@@ -8,11 +8,11 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from zerogr_ray.cluster import LOCAL_OBJECT_STORE, cores, ray_cluster
 from zerogr_ray.errors import InputError, ModelError
-from zerogr_ray.index.bundle import open_index, read_manifest
+from zerogr_ray.index.bundle import open_index
+from zerogr_ray.index.manifest import pinned, read_manifest
 from zerogr_ray.serving.config import ServiceConfig
 from zerogr_ray.serving.state import State
 
@@ -28,7 +28,7 @@ def serve_until_told(cfg: ServiceConfig, say: Callable[[str], None]) -> None:
     _port_is_free(cfg)
     known = State(cfg.state).versions()
     for name, path in cfg.indexes.items():  # here a damaged index is one sentence, in a replica it is Serve's traceback
-        open_index(Path(known[name].active.path if name in known else path))
+        open_index(known[name].active.path if name in known else path)
     told = threading.Event()
     with ray_cluster(_object_store(cfg), max(4, cores(), round(cfg.cpus * cfg.at_most) + 2), cfg.metrics_port):
         from ray import serve
@@ -48,7 +48,7 @@ def serve_until_told(cfg: ServiceConfig, say: Callable[[str], None]) -> None:
                 for name, versions in State(cfg.state).versions().items():
                     if name in cfg.indexes:
                         say(f"index\t{name}\t{versions.active.version}\t{versions.active.path}")
-                        if versions.active.path != (given := cfg.indexes[name]):
+                        if versions.active.path != pinned(given := cfg.indexes[name]):
                             say(f"note\t{name}\twas switched by --activate; to serve {given}: --activate {given}")
                 say(f"ready\thttp://{cfg.host}:{cfg.port}")
             told.wait()
@@ -96,6 +96,6 @@ def _object_store(cfg: ServiceConfig) -> int:
     tries = 0
     state = State(cfg.state).versions()
     for name, path in cfg.indexes.items():
-        manifest = read_manifest(Path(state[name].active.path if name in state else path))
+        manifest = read_manifest(state[name].active.path if name in state else path)
         tries += sum(file["size"] for part, file in manifest["files"].items() if part.startswith("trie/"))
     return LOCAL_OBJECT_STORE + 2 * tries

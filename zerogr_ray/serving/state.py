@@ -22,7 +22,7 @@ from typing import Any
 
 from zerogr_ray.errors import IndexRefused
 from zerogr_ray.serving.journal import Journal
-from zerogr_ray.store import Folder
+from zerogr_ray.store import Folder, local_path
 
 ALIVE = 10.0
 """Seconds after its last sign of life in which a replica counts as alive."""
@@ -64,7 +64,7 @@ class State:
     """The state folder. Plain files: everything here works while no service runs."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = local_path(path)
         self.folder = Folder(self.path)
         self._seen: tuple[tuple[int, int, int] | None, dict[str, Versions]] = (None, {})
 

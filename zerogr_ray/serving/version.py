@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zerogr_ray.errors import InputError
-from zerogr_ray.index.bundle import read_manifest
+from zerogr_ray.index.manifest import pinned, read_manifest
 from zerogr_ray.serving.journal import Change, Journal
 from zerogr_ray.serving.state import VersionRef
 
@@ -98,4 +98,5 @@ def label_of(manifest: dict[str, Any]) -> str:
 
 def ref_of(path: str | Path) -> VersionRef:
     """The index that is in a folder now. Raises IndexRefused."""
-    return VersionRef(str(path), label_of(read_manifest(Path(path))))
+    place = pinned(path)
+    return VersionRef(place, label_of(read_manifest(place)))

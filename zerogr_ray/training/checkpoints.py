@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 KEPT = 2
 """Newest checkpoints that stay; the older one serves when the newer cannot be read."""
 
+LOG = "log.jsonl"
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Product = Literal["model", "adapter"]
@@ -275,7 +277,7 @@ def _flush(path: Path) -> None:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The reported steps in `folder/log.jsonl`; a last line cut short by a crash is left out."""
     try:
-        lines = (folder / "log.jsonl").read_text().splitlines()
+        lines = (folder / LOG).read_text().splitlines()
     except FileNotFoundError:
         return []
     rows = []
@@ -290,5 +292,5 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 def rewind_log(folder: Path, step: int) -> None:
     """Keep the log's lines up to `step`: the steps after it are about to be done again."""
     kept = [row for row in read_log(folder) if row["step"] <= step]
-    with _whole_file(folder / "log.jsonl") as building:
+    with _whole_file(folder / LOG) as building:
         building.write_text("".join(json.dumps(row) + "\n" for row in kept))

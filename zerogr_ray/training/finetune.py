@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zerogr_ray import adapters
-from zerogr_ray.cluster import asked_of, cluster_nodes, ray_cluster, refuse_lacking, refuse_unseen
+from zerogr_ray.cluster import asked_of, cluster_nodes, ray_cluster, refuse_lacking, shared
 from zerogr_ray.config import DEFAULT_INSTRUCTION, DEFAULT_MODEL, DocIdConfig, QueryConfig, Strict, TrainingConfig
 from zerogr_ray.errors import BuildError
 from zerogr_ray.models import find_model, load_format
+from zerogr_ray.published import publish_folder, refuse_other
+from zerogr_ray.s3 import is_url, place_of
 from zerogr_ray.stage import progress
-from zerogr_ray.store import Folder, key_of, local_path
+from zerogr_ray.store import Folder, as_json, key_of
 from zerogr_ray.training.checkpoints import Product, read_log
+from zerogr_ray.training.copies import workplace
 from zerogr_ray.training.fit import NOT_RESULTS, fit
 from zerogr_ray.training.tasks import LearnDocIds, LearnQueries, Retrieve, Task
 from zerogr_ray.training.triples import Triple, Triples, documents_of, learning_rows, read_triples, write_rows
@@ -69,10 +72,10 @@ def finetune(
 ) -> FinetuneReport:
     """Fine-tune for `task` on the rows of `data` and publish the folder `out`; work in progress stays in OUT.work.
 
-    Interrupted at any moment and called again, it goes on from its last checkpoint. Raises InputError for rows and
-    paths that cannot be used, ModelError for the model, BuildError where training cannot go on.
+    `out` may be under s3://. Interrupted at any moment and called again, it goes on from its last checkpoint. Raises
+    InputError for rows and paths that cannot be used, ModelError for the model, BuildError where training cannot go on.
     """
-    cfg, target = config or FinetuneConfig(), local_path(out)
+    cfg, target = config or FinetuneConfig(), place_of(out)
     _check_target(target)
     triples = read_triples(data, cfg.instruction, without, most)
     columns, rows = learning_rows(task, triples.kept)
@@ -91,25 +94,32 @@ def finetune(
         "training": cfg.training.model_dump(exclude=NOT_RESULTS),
         "rows": dict(sorted(Counter(row.task for row in triples.kept).items())),
     }
-    work = target.with_name(f"{target.name}.work")
-    folder = work / f"{task}-{key_of(about, columns, [row for row, _ in rows])}"
-    bags, documents = None, None
-    if task == "retriever" and cfg.training.plan_weight:
-        bags = folder / "bags"
-        documents = _planned(triples.kept, rows, base, bags)
-    shards, held = write_rows(folder / "rows", columns, rows, cfg.training, documents)
-    rejects = _write_rejects(work, triples)
-    with ray_cluster():
-        training = cfg.training.model_copy(update={"gpus": _gpus(cfg.training)})
-        refuse_lacking(asked_of(training), cluster_nodes())
-        refuse_unseen({"model": base, "the work folder": folder})
-        made = _fit(base, shards, learns[task], training, folder / "training", held, product, bags, quiet)
-    log = read_log(folder / "training")
-    report = _report(task, target, log, len(rows), triples, rejects, held)
+    work = Folder(f"{target}.work")
+    key = key_of(about, columns, [row for row, _ in rows])
+    place = work / f"{task}-{key}"
+    with workplace(str(place)) as (folder, copies):
+        bags, documents = None, None
+        if task == "retriever" and cfg.training.plan_weight:
+            bags = place.url_of("bags")
+            documents = _planned(triples.kept, rows, base, folder / "bags")
+        files = write_rows(folder / "rows", columns, rows, cfg.training, documents)
+        if copies is not None:
+            place.upload(folder)
+        shards, held = ([place.url_of(f"rows/{file.name}") for file in some] for some in files)
+        rejects = _write_rejects(work, triples)
+        with ray_cluster():
+            training = cfg.training.model_copy(update={"gpus": _gpus(cfg.training)})
+            refuse_lacking(asked_of(training), cluster_nodes())
+            if copies is None:
+                shared("the work folder", folder, work)
+            seen, where = shared("model", base, work), place.url_of("training")
+            made = _fit(seen, shards, learns[task], training, where, held, product, bags, quiet)
+        log = read_log(made.parent)
+        report = _report(task, target, log, len(rows), triples, rejects, files[1])
     about["result"] = {
         name: getattr(report, name) for name in ("steps", "loss", "validation_loss", "best_step", "examples")
     }
-    _publish(target, made, about, model_card(about, log, triples, data, without, licence))
+    _publish(target, made, about, model_card(about, log, triples, data, without, licence), key)
     return report
 
 
@@ -167,14 +177,14 @@ Prompt settings, which its use must share: {json.dumps(about["settings"], ensure
 
 
 def _fit(
-    base: Path,
-    shards: list[Path],
+    base: str,
+    shards: list[str],
     task: Task,
     cfg: TrainingConfig,
-    folder: Path,
-    held: list[Path],
+    folder: str,
+    held: list[str],
     product: Product,
-    bags: Path | None,
+    bags: str | None,
     quiet: bool,
 ) -> Path:
     with progress("training", None, unit="steps", quiet=quiet) as bar:
@@ -203,7 +213,7 @@ def _gpus(cfg: TrainingConfig) -> float:
 
 def _report(
     task: str,
-    target: Path,
+    target: str,
     log: list[dict[str, Any]],
     examples: int,
     triples: Triples,
@@ -216,7 +226,7 @@ def _report(
     best = min(measured, key=lambda row: row["validation_loss"]) if measured else None
     apart = sum(pq.read_metadata(path).num_rows for path in held)
     return FinetuneReport(
-        out=str(target),
+        out=target,
         task=task,
         examples=examples - apart,
         held_out=apart,
@@ -230,28 +240,34 @@ def _report(
     )
 
 
-def _write_rejects(work: Path, triples: Triples) -> str:
+def _write_rejects(work: Folder, triples: Triples) -> str:
     if not triples.rejected:
         return ""
     rows = [{"file": r.file, "line": r.line, "reason": r.reason, "row": r.row} for r in triples.rejected]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    Folder(work).write("rejected/rows.jsonl", lines.encode())
-    return str(work / "rejected" / "rows.jsonl")
+    work.write("rejected/rows.jsonl", lines.encode())
+    return work.url_of("rejected/rows.jsonl")
 
 
-def _check_target(target: Path) -> None:
-    if target.exists() and not (target / adapters.ABOUT).exists():
+def _check_target(target: str) -> None:
+    if is_url(target):
+        refuse_other(target, adapters.ABOUT)
+    elif Path(target).exists() and not (Path(target) / adapters.ABOUT).exists():
         raise BuildError(f"{target} exists and was not written by zerogr train; give another path or remove it")
 
 
-def _publish(target: Path, made: Path, about: dict[str, Any], card: str) -> None:
-    """Copy the product and what describes it to `target`, whole or not at all."""
+def _publish(out: str, made: Path, about: dict[str, Any], card: str, key: str) -> None:
+    """Copy the product and what describes it to `out`, whole or not at all."""
+    if is_url(out):
+        with tempfile.TemporaryDirectory(prefix="zerogr-train-") as folder:
+            _assemble(Path(folder), made, about, card)
+            publish_folder(out, Path(folder), key, adapters.ABOUT)
+        return
+    target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-building-"))
     try:
-        shutil.copytree(made, building, dirs_exist_ok=True)
-        (building / "README.md").write_text(card, encoding="utf-8")
-        (building / adapters.ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _assemble(building, made, about, card)
         building.chmod(0o755)
         if target.exists():
             old = building.with_name(building.name + "-old")
@@ -262,3 +278,9 @@ def _publish(target: Path, made: Path, about: dict[str, Any], card: str) -> None
             building.rename(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _assemble(folder: Path, made: Path, about: dict[str, Any], card: str) -> None:
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / adapters.ABOUT).write_bytes(as_json(about))

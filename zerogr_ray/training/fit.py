@@ -1,24 +1,30 @@
 """The training loop on Ray Train: workers, restarts and live progress. What is trained and how is loop.py's business.
 
-Checkpoints are the loop's own, in `folder`, which all workers must see. So a worker that dies costs what it did since
-the last checkpoint (Ray Train starts the group anew), and a driver that dies costs as much: call `fit` again.
+Checkpoints are the loop's own, in `folder`, which all workers must see, or copied there if it is a URL. So a worker
+that dies costs what it did since the last checkpoint (Ray Train starts the group anew), and a driver that dies costs
+as much: call `fit` again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from zerogr_ray.cache import here
 from zerogr_ray.cluster import cores
 from zerogr_ray.config import TrainingConfig
+from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.errors import BuildError, ZeroGRError
 from zerogr_ray.models import fingerprint as model_fingerprint
+from zerogr_ray.s3 import is_url, place_of
+from zerogr_ray.store import Folder
 from zerogr_ray.training.checkpoints import Product, finished
+from zerogr_ray.training.copies import Copies, fetched, workplace
 from zerogr_ray.training.examples import BUFFER_ROWS
 from zerogr_ray.training.tasks import Task
 
@@ -30,50 +36,53 @@ NOT_RESULTS = {"pack_tokens", "checkpoint_seconds", "workers", "cpus", "gpus"}
 
 
 def fit(
-    model: Path,
-    shards: Sequence[Path],
+    model: str | Path,
+    shards: Sequence[str | Path],
     task: Task,
     cfg: TrainingConfig,
-    folder: Path,
+    folder: str | Path,
     on_progress: Callable[[dict[str, Any]], None],
-    held_out: Sequence[Path] = (),
-    beside: Sequence[Path] = (),
+    held_out: Sequence[str | Path] = (),
+    beside: Sequence[str | Path] = (),
     product: Product = "model",
-    bags: Path | None = None,
+    bags: str | Path | None = None,
     buffer_rows: int = BUFFER_ROWS,
 ) -> Path:
     """Train `model` on `shards` and return `folder/model`, or `folder/adapter`; Ray must be initialised.
 
+    All of them may be URLs: every worker has its own copy then, and what is returned is this machine's.
     `held_out` are shards for early stop; `beside` holds for each shard a file with wrong docids, for rerank steps;
     `bags` is a folder of saved Bags, for the plan loss; `buffer_rows` is as for ExampleStream. `on_progress` is called
     in this process with each step's report. A product that the same call has finished before is returned at once.
     Raises BuildError with the worker's own words.
     """
-    model, folder = model.resolve(), folder.resolve()  # Ray Train changes its workers' directory
-    shards, held_out, beside = (sorted(path.resolve() for path in paths) for paths in (shards, held_out, beside))
-    bags = bags and bags.resolve()
-    arrays = sorted(bags.glob("*.npy")) if bags else []
-    fingerprint = training_fingerprint(model, [*shards, *held_out, *beside, *arrays], task, cfg)
-    if done := finished(folder, fingerprint, product):
+    # By their whole paths: Ray Train changes its workers' directory.
+    data = _Data(
+        place_of(model),
+        sorted(map(place_of, shards)),
+        sorted(map(place_of, held_out)),
+        sorted(map(place_of, beside)),
+        place_of(bags) if bags else None,
+    )
+    place = place_of(folder)
+    found = data.here()
+    arrays = sorted(found.bags.glob("*.npy")) if found.bags else []
+    fingerprint = training_fingerprint(found.model, [*found.shards, *found.held_out, *found.beside, *arrays], task, cfg)
+    if done := _done(place, fingerprint, product):
         return done
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 
-    folder.mkdir(parents=True, exist_ok=True)
-    storage = folder / "ray"
+    storage = Folder(place) / "ray"
     with _Progress(on_progress) as progress:
         trainer = _quiet_trainer()(
             _worker,
             train_loop_config={
-                "model": model,
-                "shards": shards,
+                "data": data,
                 "task": task,
-                "held_out": held_out,
-                "beside": beside,
-                "bags": bags,
                 "buffer_rows": buffer_rows,
                 "product": product,
                 "cfg": cfg,
-                "folder": folder,
+                "folder": place,
                 "fingerprint": fingerprint,
                 "progress": progress.actor,
             },
@@ -84,7 +93,7 @@ def fit(
             ),
             run_config=RunConfig(
                 name=f"train-{fingerprint}",
-                storage_path=str(storage),
+                **_storage(storage),
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 logging_config=LoggingConfig(log_level="ERROR"),
                 # Ray gives a process OMP_NUM_THREADS=1, which some kernels read before torch is told otherwise.
@@ -97,12 +106,59 @@ def fit(
             if not progress.last_word():
                 raise BuildError(f"training failed: {_reason(error)}") from error
         finally:
-            shutil.rmtree(storage, ignore_errors=True)  # Ray Train's own notes; ours are in the checkpoints
+            storage.delete()  # Ray Train's own notes; ours are in the checkpoints
         if refusal := progress.last_word():
             raise BuildError(refusal)
-    if done := finished(folder, fingerprint, product):
+    if done := _done(place, fingerprint, product):
         return done
-    raise BuildError(f"training ended, but {folder / product} is not there; all workers must see the same {folder}")
+    raise BuildError(f"training ended, but {place}/{product} is not there; all workers must see the same {place}")
+
+
+def _done(folder: str, fingerprint: str, product: Product) -> Path | None:
+    """The product, if a run of this fingerprint has finished in `folder`."""
+    if is_url(folder):
+        return Copies(folder).finished(fingerprint, product)
+    return finished(Path(folder), fingerprint, product)
+
+
+def _storage(folder: Folder) -> dict[str, Any]:
+    """Where Ray Train's controller and workers meet; under s3:// by the same settings as everything else."""
+    if folder.local:
+        return {"storage_path": folder.path}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    return {"storage_path": folder.path, "storage_filesystem": PyFileSystem(FSSpecHandler(folder.fs))}
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a training reads, by paths or URLs."""
+
+    model: str
+    shards: list[str]
+    held_out: list[str]
+    beside: list[str]
+    bags: str | None
+
+    def here(self) -> _Files:
+        """The same on this machine."""
+        return _Files(
+            here(self.model),
+            fetched(self.shards),
+            fetched(self.held_out),
+            fetched(self.beside),
+            Bags.fetched(self.bags) if self.bags else None,
+        )
+
+
+class _Files(NamedTuple):
+    """What a training reads, on one machine."""
+
+    model: Path
+    shards: list[Path]
+    held_out: list[Path]
+    beside: list[Path]
+    bags: Path | None
 
 
 def training_fingerprint(model: Path, shards: Sequence[Path], task: Task, cfg: TrainingConfig) -> str:
@@ -143,11 +199,20 @@ def _worker(job: dict[str, Any]) -> None:
             progress.put.remote(row)
 
     try:
-        model = load_model(job["model"], "float32", device)
-        given = {name: job[name] for name in ("shards", "task", "beside", "bags", "buffer_rows")}
-        stream = ExampleStream(fmt=load_format(job["model"]), cfg=cfg, **given)
-        more = {name: job[name] for name in ("fingerprint", "held_out", "product")}
-        train(model, stream, cfg, job["folder"], report, rank, world, **more)
+        files = job["data"].here()
+        model = load_model(files.model, "float32", device)
+        stream = ExampleStream(
+            files.shards,
+            job["task"],
+            load_format(files.model),
+            cfg,
+            beside=files.beside,
+            bags=files.bags,
+            buffer_rows=job["buffer_rows"],
+        )
+        more = {"fingerprint": job["fingerprint"], "held_out": files.held_out, "product": job["product"]}
+        with workplace(job["folder"]) as (folder, copies):
+            train(model, stream, cfg, folder, report, rank, world, copies=copies, **more)
     except ZeroGRError as error:
         # Another attempt would end the same way. Alone, end quietly so that Ray Train makes none; among others, fail:
         # they wait for this rank, and the next attempt ends as soon as it sees the refusal.

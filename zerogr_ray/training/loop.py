@@ -19,6 +19,7 @@ from zerogr_ray.errors import BuildError
 from zerogr_ray.models import pick_dtype
 from zerogr_ray.training.batches import Pack, pack
 from zerogr_ray.training.checkpoints import (
+    LOG,
     Product,
     checkpoint_path,
     load_best,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from zerogr_ray.config import TrainingConfig
+    from zerogr_ray.training.copies import Copies
     from zerogr_ray.training.examples import Example, ExampleStream
 
 Report = Callable[[dict[str, Any]], None]
@@ -85,13 +87,15 @@ def train(
     fingerprint: str = "",
     held_out: Sequence[Path] = (),
     product: Product = "model",
+    copies: Copies | None = None,
 ) -> TrainResult:
     """Train `model` (loaded in float32) on `stream`; goes on from the newest checkpoint of `fingerprint` in `folder`.
 
     With `held_out` (shards like the stream's) the loss on them is measured now and then, the state with the lowest is
     published, and training ends after `cfg.patience` measurements without a new one.
 
-    Every rank calls it with the same arguments but its own `rank`, after torch.distributed has been initialised.
+    Every rank calls it with the same arguments but its own `rank`, after torch.distributed has been initialised. With
+    `copies`, `folder` is each rank's own, and what is in it is kept there too.
     Rank 0 writes checkpoints, log.jsonl and the product. Each step is reported, on every rank, as a dict with the keys
     step, steps, epoch, loss, tokens_per_second, examples_per_second, learning_rate; after a measurement also
     validation_loss, after a rerank step rerank_loss, where the stream has bags plan_loss.
@@ -102,7 +106,7 @@ def train(
     model = prepared(model, cfg)
     parameters = list(trainable(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
-    start, validation = _resume_together(folder, model, optimizer, fingerprint, rank, world)
+    start, validation = _resume_together(folder, model, optimizer, fingerprint, rank, world, copies)
     if rank == 0:
         rewind_log(folder, start)
     loss, step = math.nan, start
@@ -149,13 +153,15 @@ def train(
             improved = validation.record(step, row["validation_loss"])
         last = step == stream.steps or validation.over(cfg.patience)
         if rank == 0:
-            with (folder / "log.jsonl").open("a") as log:
+            with (folder / LOG).open("a") as log:
                 log.write(json.dumps(row) + "\n")
             if improved:
                 save_best(folder, model, step)
             if last or clock.due():
                 with clock:
                     save_checkpoint(folder, model, optimizer, step, fingerprint, validation.as_dict())
+                    if copies is not None:
+                        copies.keep(folder)
         report(row)
         if last:
             break
@@ -164,6 +170,8 @@ def train(
         if validation.best_step:
             load_best(folder, model, validation.best_step)
         publish(folder, model, stream.fmt.tokenizer, fingerprint, product)
+        if copies is not None:
+            copies.finish(folder, fingerprint, product)
     return TrainResult(folder / product, stream.steps, step, loss, start, validation.best_step, validation.best)
 
 
@@ -315,12 +323,24 @@ def _autocast(model: PreTrainedModel) -> Callable[[], AbstractContextManager[Any
 
 
 def _resume_together(
-    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, fingerprint: str, rank: int, world: int
+    folder: Path,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    fingerprint: str,
+    rank: int,
+    world: int,
+    copies: Copies | None,
 ) -> tuple[int, Validation]:
     """Rank 0 chooses the checkpoint, the others read the same one. Returns its step and what it knows of validation."""
+    if copies is not None and rank == 0:
+        copies.restore(folder)
     state = resume(folder, model, optimizer, fingerprint) if rank == 0 else None
+    if copies is not None and state:
+        copies.keep(folder)  # a crash may have come between the checkpoint and its copy, which the others will read
     start = int(_sum_over_ranks([state["step"] if state else 0], world)[0])
     if rank > 0 and start:
+        if copies is not None:
+            copies.restore(folder)
         state = load_checkpoint(checkpoint_path(folder, start), model, optimizer)
     return start, Validation(**(state or {}).get("validation", {}))
 

@@ -1,0 +1,102 @@
+"""The cache of this machine: converted models, and copies of what lies on object stores.
+
+It may be deleted whenever nothing runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from zerogr_ray.s3 import is_url
+from zerogr_ray.store import Folder, key_of
+
+
+def cache_folder() -> Path:
+    """Where all of it is: $ZEROGR_CACHE, else zerogr in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("ZEROGR_CACHE") or Path(home) / "zerogr")
+
+
+@contextmanager
+def making(target: Path) -> Iterator[Path]:
+    """A folder to fill; it becomes `target` in one step when the block ends well, and vanishes when it does not.
+
+    Where another process was faster, what that made stays: it is the same.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        yield building
+        try:
+            building.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def here(place: str | Path, names: Sequence[str] = ()) -> Path:
+    """A local folder with these files of the folder `place`, or all of them: itself, or a copy that was made once.
+
+    The copy's name is made of every file's name, size and etag. Raises InputError where a file changes meanwhile or
+    the store refuses, FileNotFoundError where one is not there.
+    """
+    if not is_url(place):
+        return Path(place)
+    folder = Folder(place)
+    stamps = folder.files()
+    if lost := sorted(set(names) - set(stamps)) or ([] if stamps else [""]):
+        raise FileNotFoundError(folder.url_of(lost[0]).rstrip("/"))
+    wanted = {name: stamps[name] for name in names or stamps}
+    target = cache_folder() / "fetched" / key_of("fetched", 1, wanted)
+    if not target.is_dir():
+        with one_at_a_time(target.with_name(f".{target.name}.lock")):
+            if not target.is_dir():
+                with making(target) as building:
+                    folder.download(wanted, building)
+    return target
+
+
+@contextmanager
+def scratch(place: str) -> Iterator[Path]:
+    """A local folder that belongs to `place` and, while the block runs, to this process alone.
+
+    It goes when the block ends well. After a crash it is found again by the next that asks for the same place here.
+    """
+    parent = cache_folder() / "scratch"
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in count():
+        folder = parent / f"{key_of('scratch', place)}-{number}"
+        handle = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            continue
+        try:
+            folder.mkdir(exist_ok=True)
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Hold a lock file, waiting for it; the system gives it back when the process ends, however it ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
