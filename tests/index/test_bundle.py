@@ -46,6 +46,15 @@ def test_what_was_written_is_what_is_opened(index):
     assert (sorted(docnos[row] for row in rows), unknown) == (["d0", "d3"], ["d9"])
 
 
+def test_whoever_may_read_the_manifest_may_read_the_model(tmp_path):
+    model = save_tiny(tmp_path / "model")
+    for file in model.iterdir():
+        file.chmod(0o600)
+    write_index(tmp_path / "index", one("d0", "red fox", [5, 6]), 2, model, {})
+    modes = {path.stat().st_mode for path in (tmp_path / "index").rglob("*") if path.is_file()}
+    assert len(modes) == 1
+
+
 def test_every_truncated_or_edited_file_is_refused_by_name(index, tmp_path):
     for name in read_manifest(index)["files"]:
         broken = shutil.copytree(index, tmp_path / "broken")

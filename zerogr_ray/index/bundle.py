@@ -154,7 +154,8 @@ def write_index(
             made.save(folder / "postings")
         if training:
             (folder / TRAINING).write_bytes(training)
-        shutil.copytree(model, folder / "model")
+        # Not with its mode: safetensors writes files that only their owner may read.
+        shutil.copytree(model, folder / "model", copy_function=shutil.copyfile)
         counts = {"documents": trie.documents, "docids": trie.leaves, "nodes": trie.nodes}
         manifest = {"format": FORMAT, **counts, **facts, "files": _describe(folder)}
         if choose:

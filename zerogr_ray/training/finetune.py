@@ -281,6 +281,6 @@ def _publish(out: str, made: Path, about: dict[str, Any], card: str, key: str) -
 
 
 def _assemble(folder: Path, made: Path, about: dict[str, Any], card: str) -> None:
-    shutil.copytree(made, folder, dirs_exist_ok=True)
+    shutil.copytree(made, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)  # others may read it too
     (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / adapters.ABOUT).write_bytes(as_json(about))
