@@ -42,6 +42,8 @@ SMALL = [
     "--set",
     "queries.max_new_tokens=12",
     "--set",
+    "queries.adapter=",  # so that one engine writes both
+    "--set",
     "docids.max_new_tokens=12",
     "--set",
     "training.epochs=4",
