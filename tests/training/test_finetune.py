@@ -183,7 +183,8 @@ def test_an_index_built_with_a_rerank_head_can_order_by_it(base, tmp_path):
 
 
 def test_a_retriever_plans_ahead_with_what_the_documents_of_its_own_task_are_about(base, data, tmp_path):
-    report = finetune("retriever", [data], tmp_path / "out", settings(base), quiet=True)
+    planning = settings(base, **{"training.plan_weight": 1})
+    report = finetune("retriever", [data], tmp_path / "out", planning, quiet=True)
     work = next((tmp_path / "out.work").glob("retriever-*"))
     logged = [json.loads(line) for line in (work / "training" / "log.jsonl").read_text().splitlines()]
     assert all(row["plan_loss"] > 0 for row in logged)
@@ -194,8 +195,7 @@ def test_a_retriever_plans_ahead_with_what_the_documents_of_its_own_task_are_abo
     for row in rows[::7]:
         [number] = fmt.tokens([f" {row['query'].split()[-2]}"])
         assert set(number) <= set(bags.take(np.array([row["document"]])).tokens.tolist()), "the right document"
-    plain = settings(base, **{"training.plan_weight": 0})
-    finetune("retriever", [data], tmp_path / "plain", plain, quiet=True)
+    finetune("retriever", [data], tmp_path / "plain", settings(base), quiet=True)
     [work] = (tmp_path / "plain.work").glob("retriever-*")
     assert not (work / "bags").exists()
     assert report.steps > 0

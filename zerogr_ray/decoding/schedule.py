@@ -18,6 +18,8 @@ def temperatures(cfg: DecodeConfig, draws: int | None = None) -> NDArray[np.floa
     K = draws or cfg.draws
     rise = _sigmoid(cfg.slope * (np.arange(K) / K - cfg.midpoint))
     low, high = _sigmoid(np.array([-cfg.slope * cfg.midpoint, cfg.slope * (1 - cfg.midpoint)]))
+    if high == low:  # a slope so small that only its limit can be computed: a straight line
+        rise, low, high = np.arange(K) / K, np.float64(0), np.float64(1)
     return np.asarray(cfg.t_max * (rise - low) / (high - low))
 
 
