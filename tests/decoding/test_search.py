@@ -232,6 +232,15 @@ def test_the_first_draw_is_greedy_and_the_last_nears_t_max():
     assert np.isclose(T_K[10], 1.5 * (0.5 - 1 / (1 + np.e)) / (1 / (1 + np.exp(-9)) - 1 / (1 + np.e)))
 
 
+@given(st.floats(0, 1e300, exclude_min=True), st.floats(0, 1), st.integers(1, 100))
+@example(1e-300, 0.5, 3)
+def test_every_slope_and_midpoint_gives_temperatures_that_rise_from_zero(slope, midpoint, draws):
+    T_K = temperatures(DecodeConfig(slope=slope, midpoint=midpoint, draws=draws))
+    assert T_K[0] == 0
+    assert (np.diff(T_K) >= 0).all()
+    assert T_K[-1] <= 1.5
+
+
 @settings(max_examples=20)
 @given(st.integers(0, 2**63), st.integers(0, 100), st.integers(0, 10**6))
 def test_noise_depends_on_seed_draw_and_child_alone(seed, draw, first):

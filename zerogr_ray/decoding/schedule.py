@@ -24,4 +24,4 @@ def temperatures(cfg: DecodeConfig, draws: int | None = None) -> NDArray[np.floa
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(1 / (1 + np.exp(-x)))
+    return np.asarray((1 + np.tanh(x / 2)) / 2)  # as 1 / (1 + exp(-x)), but never too large for a float
