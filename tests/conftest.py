@@ -11,6 +11,8 @@ from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 
+pytest_plugins = ["tests.storage.fixtures"]
+
 os.environ["ZEROGR_CACHE"] = str(ROOT / ".cache" / "zerogr")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

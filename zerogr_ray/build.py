@@ -9,17 +9,15 @@ A stage's key is made of what it depends on, so a changed setting rebuilds what 
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zerogr_ray.adapters import Adapter, chosen_adapter, find_adapted_model, read_adapter
-from zerogr_ray.cache import here
+from zerogr_ray.cache import here, locked
 from zerogr_ray.cluster import asked_of, cluster_nodes, ray_cluster, refuse_lacking, shared, spare_cpus
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.bags import Bags, write_bags
@@ -340,17 +338,13 @@ def _lock_beside(target: str) -> Path | None:
 
 @contextmanager
 def _only_builder(lock: Path | None) -> Iterator[None]:
-    """Hold a lock file, where there is one; the system gives it back when the process ends, however it ends."""
-    if lock is None:
+    """Hold the lock of a build, where there is one. Raises BuildError where another build holds it."""
+    with ExitStack() as held:
+        if lock is not None:
+            try:
+                held.enter_context(locked(lock, wait=False))
+            except BlockingIOError:
+                raise BuildError(
+                    f"another build holds {lock}; wait for it, or give other OUT and --work folders"
+                ) from None
         yield
-        return
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BuildError(f"another build holds {lock}; wait for it, or give other OUT and --work folders") from None
-        yield
-    finally:
-        os.close(handle)

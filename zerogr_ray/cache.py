@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def here(place: str | Path, names: Sequence[str] = ()) -> Path:
     wanted = {name: stamps[name] for name in names or stamps}
     target = cache_folder() / "fetched" / key_of("fetched", 1, wanted)
     if not target.is_dir():
-        with one_at_a_time(target.with_name(f".{target.name}.lock")):
+        with locked(target.with_name(f".{target.name}.lock")):
             if not target.is_dir():
                 with making(target) as building:
                     folder.download(wanted, building)
@@ -75,28 +75,27 @@ def scratch(place: str) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     for number in count():
         folder = parent / f"{key_of('scratch', place)}-{number}"
-        handle = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            continue
-        try:
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(Path(f"{folder}.lock"), wait=False))
+            except BlockingIOError:
+                continue
             folder.mkdir(exist_ok=True)
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
             return
-        finally:
-            os.close(handle)
 
 
 @contextmanager
-def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for it; the system gives it back when the process ends, however it ends."""
+def locked(lock: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file; the system gives it back when the process ends, however it ends.
+
+    Raises BlockingIOError where another process holds it and we are not to wait.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)

@@ -288,17 +288,12 @@ def train(
     Example: zerogr train queries triples.jsonl adapters/queries --without scifact --set training.epochs=2
     """
     from zerogr_ray.models import hush
-    from zerogr_ray.training.finetune import FinetuneConfig, finetune
+    from zerogr_ray.training.finetune import finetune, finetune_config
 
     if task not in ("queries", "docids", "retriever"):
         raise InputError(f"there is no task {task!r} to train; choose queries, docids or retriever")
     hush()
-    # A fine-tuned generator needs no worked examples in its prompt, and a folder of a few MB is what is asked for.
-    given = dict(map(setting, set_ or []))
-    lora = given.get("training.method", "lora") == "lora"
-    defaults = {"queries.examples": 0, "docids.examples": 0, "training.method": "lora"}
-    defaults |= {"training.learning_rate": 1e-3} if lora else {}
-    cfg = make_config(FinetuneConfig, {}, {**defaults, **given})
+    cfg = finetune_config(dict(map(setting, set_ or [])))
     report = finetune(task, data, out, cfg, without or [], most, licence, quiet)  # type: ignore[arg-type]
     if as_json:
         print_json(asdict(report))

@@ -92,15 +92,14 @@ def _passes(error: Exception) -> bool:
     return _REFUSALS.get(refused_for(error)) == _BUSY
 
 
-def there_is(fs: Any, path: str) -> bool:
-    """Whether a file or folder is there. Raises FileNotFoundError where its whole bucket is missing."""
+def info_of(fs: Any, path: str) -> dict[str, Any] | None:
+    """What is known of a file or folder, None where there is none. Raises FileNotFoundError without its bucket."""
     try:
-        fs.info(path)
+        return dict(fs.info(path))
     except FileNotFoundError as error:
         if refused_for(error) == "NoSuchBucket":
             raise
-        return False
-    return True
+        return None
 
 
 @contextmanager

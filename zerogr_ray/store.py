@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zerogr_ray.errors import InputError
-from zerogr_ray.s3 import is_url, open_url, place_of, reaching, refused_for, there_is
+from zerogr_ray.s3 import info_of, is_url, open_url, place_of, reaching, refused_for
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,7 +54,7 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         """Whether the file (or this folder itself) is there."""
         with self._reaching(name):
-            return there_is(self.fs, f"{self.path}/{name}" if name else self.path)
+            return info_of(self.fs, f"{self.path}/{name}" if name else self.path) is not None
 
     def names(self, prefix: str, suffix: str) -> list[str]:
         """Sorted names of the files directly in this folder that begin and end so."""
@@ -109,12 +109,8 @@ class Folder:
     def stamp(self, name: str) -> str | None:
         """What `swap` wants to have seen: the etag of an object, None where there is none."""
         with self._reaching(name):
-            try:
-                return str(self.fs.info(f"{self.path}/{name}")["ETag"])
-            except FileNotFoundError as error:
-                if refused_for(error) == "NoSuchBucket":
-                    raise
-                return None
+            info = info_of(self.fs, f"{self.path}/{name}")
+        return str(info["ETag"]) if info else None
 
     def swap(self, name: str, data: bytes, seen: str | None) -> bool:
         """Write the object only if it is still the one that was `seen`, in one step; whether it was. On a store alone.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from zerogr_ray.errors import InputError, ZeroGRError
-from zerogr_ray.s3 import open_url, reaching, there_is
+from zerogr_ray.s3 import info_of, open_url, reaching
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".parquet")
 BATCH_ROWS = 256
@@ -65,7 +65,7 @@ def locate(path: str) -> Source:
     try:
         with reaching(path):
             fs, name = open_url(path)
-            there = there_is(fs, name)
+            there = info_of(fs, name) is not None
     except ZeroGRError:
         raise
     except Exception as error:  # every filesystem brings its own: botocore's missing credentials are no OSError

@@ -15,7 +15,6 @@ It is built under a temporary name and appears in one step, so there is never ha
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import shutil
 import tempfile
@@ -41,7 +40,7 @@ from zerogr_ray.index.trie import ARRAYS, Trie
 from zerogr_ray.index.trie_build import Ints
 from zerogr_ray.published import publish_folder, refuse_other
 from zerogr_ray.s3 import is_url, place_of
-from zerogr_ray.store import save_arrays, sha256_of
+from zerogr_ray.store import as_json, map_arrays, save_arrays, sha256_of
 
 DOCUMENTS = pa.schema(
     [("docno", pa.string()), ("docid", pa.string()), ("tokens", pa.list_(pa.uint32())), ("title", pa.string())]
@@ -161,9 +160,7 @@ def write_index(
         if choose:
             manifest |= choose(opened(folder, manifest))
         manifest["sha256"] = digest(manifest)
-        (folder / "manifest.json").write_text(
-            json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        (folder / MANIFEST).write_bytes(as_json(manifest))
     return manifest
 
 
@@ -232,19 +229,16 @@ def opened(path: Path, manifest: dict[str, Any]) -> Bundle:
     """The index at `path` with this manifest, its files taken as they are: open_index verifies them."""
     documents = pa.ipc.open_file(pa.memory_map(str(path / "documents.arrow"))).read_all()
     trie = Trie.open(path / "trie")
-    by_docno = np.load(path / "by_docno.npy", mmap_mode="r", allow_pickle=False)
     listed = manifest["files"]
-    optional = {
-        name.rpartition("/")[2]: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for name in ("owners", *(f"trie/{name}" for name in PRIORS))
-        if f"{name}.npy" in listed
-    }
+    optional = [name for name in ("owners", *(f"trie/{name}" for name in PRIORS)) if f"{name}.npy" in listed]
+    mapped = map_arrays(path, ["by_docno", *optional])
+    arrays = {name.rpartition("/")[2]: array for name, array in mapped.items()}
     postings = Postings.open(path / "postings") if "postings/rows.npy" in listed else None
     if documents.num_rows != trie.documents:
         raise IndexRefused(
             f"{path} holds {documents.num_rows} documents but {trie.documents} in its trie; build it again"
         )
-    return Bundle(path, manifest, trie, documents, by_docno, postings=postings, **optional)
+    return Bundle(path, manifest, trie, documents, postings=postings, **arrays)
 
 
 @contextmanager
@@ -270,7 +264,7 @@ def check_target(out: str | Path) -> None:
         refuse_other(place_of(out), MANIFEST)
         return
     out = Path(out)
-    if out.exists() and not (out / "manifest.json").exists() and any(out.iterdir() if out.is_dir() else [out]):
+    if out.exists() and not (out / MANIFEST).exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise BuildError(f"{out} exists and is not an index; give another path or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in out.parent.glob(f".{out.name}-building-*"):

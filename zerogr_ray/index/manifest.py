@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from zerogr_ray.cache import cache_folder, one_at_a_time, scratch
+from zerogr_ray.cache import cache_folder, locked, scratch
 from zerogr_ray.errors import IndexRefused
 from zerogr_ray.published import current
 from zerogr_ray.s3 import is_url, place_of
@@ -83,7 +83,7 @@ def fetch_index(url: str) -> Path:
     target = cache_folder() / "indexes" / str(manifest["sha256"])[:32]
     if _missing(target, manifest):
         try:
-            with one_at_a_time(target.with_name(f".{target.name}.lock")):
+            with locked(target.with_name(f".{target.name}.lock")):
                 _fetch(Folder(place), manifest, target)
         except FileNotFoundError as error:
             if pinned(url) != place:  # the version went while it was copied: another has been published

@@ -90,9 +90,9 @@ def make_request(verb: str, arguments: Sequence[str], given: dict[str, Any], for
     elif verb == "evaluate":
         make_config(DecodeConfig, {}, settings)
     elif verb == "train":
-        from zerogr_ray.training.finetune import FinetuneConfig
+        from zerogr_ray.training.finetune import finetune_config
 
-        tuning = make_config(FinetuneConfig, {}, dict(settings))
+        tuning = finetune_config(settings)
         asked, models = asked_of(tuning.training), tuning.model_dump()
     _refuse_local_models(models)
     parameters = json.loads(json.dumps({name: value for name, value in given.items() if name != "config"}, default=str))

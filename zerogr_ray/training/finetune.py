@@ -13,7 +13,15 @@ from typing import Any, Literal
 
 from zerogr_ray import adapters
 from zerogr_ray.cluster import asked_of, cluster_nodes, ray_cluster, refuse_lacking, shared
-from zerogr_ray.config import DEFAULT_INSTRUCTION, DEFAULT_MODEL, DocIdConfig, QueryConfig, Strict, TrainingConfig
+from zerogr_ray.config import (
+    DEFAULT_INSTRUCTION,
+    DEFAULT_MODEL,
+    DocIdConfig,
+    QueryConfig,
+    Strict,
+    TrainingConfig,
+    make_config,
+)
 from zerogr_ray.errors import BuildError
 from zerogr_ray.models import find_model, load_format
 from zerogr_ray.published import publish_folder, refuse_other
@@ -39,6 +47,17 @@ class FinetuneConfig(Strict):
     docids: DocIdConfig = DocIdConfig(examples=0)
     queries: QueryConfig = QueryConfig(examples=0)
     training: TrainingConfig = TrainingConfig(method="lora")
+
+
+def finetune_config(settings: dict[str, Any]) -> FinetuneConfig:
+    """The configuration with these settings (dotted keys). Raises InputError.
+
+    A fine-tuned generator needs no worked examples in its prompt, and a folder of a few MB is what is asked for.
+    """
+    defaults = {"queries.examples": 0, "docids.examples": 0, "training.method": "lora"}
+    if settings.get("training.method", "lora") == "lora":
+        defaults["training.learning_rate"] = 1e-3
+    return make_config(FinetuneConfig, {}, {**defaults, **settings})
 
 
 @dataclass(frozen=True)

@@ -5,29 +5,12 @@ from __future__ import annotations
 import pytest
 from safetensors.torch import load_file
 
-from tests.tiny import save_tiny
-from tests.training.test_examples import write_shards
 from tests.training.test_loop import StoppedError, assert_same, run
 from zerogr_ray.store import Folder
 from zerogr_ray.training.checkpoints import read_log
 from zerogr_ray.training.copies import Copies, fetched
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("write_at_every_step")]
-
-
-@pytest.fixture
-def source(tmp_path):
-    return save_tiny(tmp_path / "source")
-
-
-@pytest.fixture
-def shards(tmp_path):
-    return write_shards(tmp_path / "shards", [10, 14])
-
-
-@pytest.fixture
-def write_at_every_step(monkeypatch):
-    monkeypatch.setattr("zerogr_ray.training.loop.WRITING_SHARE", float("inf"))
 
 
 def test_another_machine_goes_on_from_the_newest_whole_checkpoint(source, shards, tmp_path, s3, caplog):

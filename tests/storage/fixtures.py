@@ -1,4 +1,4 @@
-"""One S3 server for all tests of this folder, and an empty place on it for each."""
+"""One S3 server for all tests that ask for it, and an empty place on it for each."""
 
 from __future__ import annotations
 
