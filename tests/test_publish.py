@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 
 import pyarrow as pa
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from tests.tiny import save_tiny
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
-from zerogr_ray.corpus.bags import Bags, make_bags
+from zerogr_ray.corpus.bags import Bags, first_tokens, make_bags
 from zerogr_ray.corpus.terms import whole_texts
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.index.bundle import open_index
@@ -48,7 +49,8 @@ def make_left(tmp_path):
         '{"step": 1, "loss": 3.5, "tokens_per_second": 9.5}\n{"step": 2, "loss": 2.5, "tokens_per_second": 9.7}\n'
     )
     fmt = load_format(tuned)
-    bags = Bags.of(make_bags(fmt, whole_texts(outputs[0], shard)) for shard in outputs[0].shards())
+    texts = [whole_texts(outputs[0], shard) for shard in outputs[0].shards()]
+    bags = Bags.of(map(make_bags, texts), first_tokens(fmt, chain.from_iterable(texts)))
     return Left(*outputs, bags, tuned, fmt)
 
 

@@ -186,7 +186,7 @@ class _Plan:
         pairs = key_of("pairs", 3, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
         candidates = key_of("candidates", 1, pairs, cfg.training.rerank_candidates, cfg.training.seed)
         recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
-        bags = key_of("bags", 1, corpus, prompts) if cfg.postings == "terms" else ""
+        bags = key_of("bags", 2, corpus, prompts) if cfg.postings == "terms" else ""
         planned = bags if cfg.training.plan_weight else ""
         training = key_of("training", 3, pairs, model, cfg.instruction, recipe, planned)
         index = key_of("index", FORMAT, training, cfg.postings, bags, cfg.calibration.model_dump())

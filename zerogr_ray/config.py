@@ -233,8 +233,8 @@ class DecodeConfig(Strict):
     plan_ahead: int = Field(0, ge=0)
     """Search only the n documents (k, where more are wanted) that the prompt's own next-token logits favour, as bags
     of tokens; 0: all."""
-    own_terms: float = Field(0.3, ge=0)
-    """Weight of the query's own tokens in that plan, beside those that the LM expects; for postings of terms."""
+    own_terms: float = Field(0.45, ge=0)
+    """Weight of the query's own words in that plan, beside those that the LM expects; for postings of terms."""
     lookahead: float = Field(0.0, ge=0)
     """Every mode decides by logit + lookahead · (best plan score below the child − best below the node), so that a
     docid is as likely as LM and plan together make it. Needs plan_ahead."""
@@ -290,8 +290,8 @@ class IndexConfig(Strict):
     calibration: CalibrationConfig = CalibrationConfig()
     postings: Literal["none", "docids", "terms"] = "terms"
     """The inverted index that searches with plan_ahead need. docids: of the docids' tokens, about 60 bytes per docid.
-    terms: of the weighted terms of the documents' texts, 8 bytes for each of at most 256: some 500 bytes for an
-    abstract."""
+    terms: of the weighted words of the documents' texts, 10 bytes for each of at most 256, some 800 bytes for an
+    abstract, and 12 MB."""
     seed: int = 0
     """Seed of query sampling."""
 

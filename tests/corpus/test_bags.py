@@ -1,4 +1,4 @@
-"""Bags of weighted tokens against BM25 by hand."""
+"""Bags of weighted words against BM25 by hand."""
 
 from __future__ import annotations
 
@@ -10,66 +10,70 @@ import pytest
 from tests.tiny import tiny_tokenizer
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.corpus import bags as module
-from zerogr_ray.corpus.bags import STEPS, count_tokens, make_bags, query_bag
+from zerogr_ray.corpus.bags import BUCKETS, STEPS, UNKNOWN, first_tokens, make_bags, query_bag, words_of
 
-pytestmark = pytest.mark.model
-
-TEXTS = ["The red fox, the fox!", "open the web browser", "red hat", "and the of"]
+TEXTS = ["The red fox, the fox!", "open the web browsers", "red hat", "and the of"]
 
 
-@pytest.fixture(scope="module")
-def fmt():
-    return PromptFormat(tiny_tokenizer())
+def word(term):
+    [bucket] = words_of(term)
+    return bucket
 
 
-def token(fmt, term):
-    [tokens] = fmt.tokens([f" {term}"])
-    assert len(tokens) == 1, "the tiny vocabulary has this word"
-    return tokens[0]
+def test_a_word_is_its_stem_and_counts_as_often_as_it_comes_and_stop_words_do_not():
+    found = words_of("The red fox, the foxes!")
+    assert found == {word("red"): 1, word("fox"): 2}
+    assert not words_of("and the of")
+    assert all(0 <= bucket < BUCKETS for bucket in words_of("σοφία 東京 crème x86_64"))
 
 
-def test_stop_words_do_not_count_and_terms_count_as_often_as_they_come(fmt):
-    found = count_tokens(fmt, TEXTS)
-    assert found[0] == {token(fmt, "red"): 1, token(fmt, "fox"): 2}
-    assert not found[3]
+def test_weights_are_those_of_bm25_over_the_root_of_their_length_and_of_the_mean_length():
+    counts = [words_of(text) for text in TEXTS]
+    held = {some: sum(some in other for other in counts) for count in counts for some in count}
+    mean = sum(count.total() for count in counts) / 4
+
+    def bm25(count):
+        def idf(some):
+            return math.log(1 + (4 - held[some] + 0.5) / (held[some] + 0.5))
+
+        k = 1.2 * (0.25 + 0.75 * count.total() / mean)
+        return {some: idf(some) * times * 2.2 / (times + k) for some, times in count.items()}
+
+    lengths = [math.hypot(*bm25(count).values()) for count in counts[:3]]
+    rows = make_bags(TEXTS).to_pylist()
+    for row, count, length in zip(rows, counts, lengths, strict=False):
+        expected = {w: round(STEPS * x / math.sqrt(length * sum(lengths) / 3)) for w, x in bm25(count).items()}
+        assert dict(zip(row["words"], row["weights"], strict=True)) == expected
+        assert row["words"] == sorted(row["words"])
 
 
-def test_weights_are_those_of_bm25_at_unit_length(fmt):
-    row = make_bags(fmt, TEXTS).to_pylist()[0]
-    red, fox = token(fmt, "red"), token(fmt, "fox")
-    lengths = [some.total() for some in count_tokens(fmt, TEXTS)]
-    mean = sum(lengths) / 4
-
-    def bm25(times, held):
-        idf = math.log(1 + (4 - held + 0.5) / (held + 0.5))
-        return idf * times * 2.2 / (times + 1.2 * (0.5 + 0.5 * lengths[0] / mean))
-
-    raw = {red: bm25(1, 2), fox: bm25(2, 1)}
-    length = math.hypot(*raw.values())
-    assert dict(zip(row["tokens"], row["weights"], strict=True)) == {
-        t: round(STEPS * w / length) for t, w in raw.items()
-    }
-    assert row["tokens"] == sorted(row["tokens"])
+def test_a_text_without_terms_has_an_empty_bag():
+    assert make_bags(TEXTS).to_pylist()[3] == {"words": [], "weights": []}
 
 
-def test_a_text_without_terms_has_an_empty_bag(fmt):
-    row = make_bags(fmt, TEXTS).to_pylist()[3]
-    assert row == {"tokens": [], "weights": []}
-
-
-def test_only_the_heaviest_tokens_are_kept(fmt, monkeypatch):
-    whole = make_bags(fmt, TEXTS).to_pylist()[1]
+def test_only_the_heaviest_words_are_kept(monkeypatch):
+    whole = make_bags(TEXTS).to_pylist()[1]
     monkeypatch.setattr(module, "MOST", 2)
-    cut = make_bags(fmt, TEXTS).to_pylist()[1]
-    assert len(whole["tokens"]) > len(cut["tokens"]) == 2
-    assert set(cut["tokens"]) < set(whole["tokens"])
+    cut = make_bags(TEXTS).to_pylist()[1]
+    assert len(whole["words"]) > len(cut["words"]) == 2
+    assert set(cut["words"]) < set(whole["words"])
 
 
-def test_a_query_is_its_own_tokens_at_unit_length(fmt):
-    tokens, weights = query_bag(fmt, "the fox and the red fox")
-    np.testing.assert_allclose(
-        dict(zip(tokens.tolist(), weights.tolist(), strict=True))[token(fmt, "fox")], 2 / math.sqrt(5), rtol=1e-6
-    )
-    assert np.linalg.norm(weights) == pytest.approx(1)
-    tokens, weights = query_bag(fmt, "the of?")
-    assert (len(tokens), len(weights)) == (0, 0)
+def test_a_query_is_its_own_words_each_as_much_as_any_other_at_unit_length():
+    words, weights = query_bag("the fox and the red foxes")
+    assert words.tolist() == sorted([word("fox"), word("red")])
+    np.testing.assert_allclose(weights, [math.sqrt(0.5)] * 2, rtol=1e-6)
+    words, weights = query_bag("the of?")
+    assert (len(words), len(weights)) == (0, 0)
+
+
+@pytest.mark.model
+def test_a_word_begins_with_the_token_of_the_form_that_is_written_most_often():
+    fmt = PromptFormat(tiny_tokenizer())
+    [write], [writes] = (tokens[:1] for tokens in fmt.tokens([" write", " writes"]))
+    assert word("write") == word("writes")
+    assert first_tokens(fmt, ["write", "writes it and writes"])[word("write")] == writes
+    begins = first_tokens(fmt, ["writes", "write the red fox"])
+    assert begins[word("write")] == write, "of equals, the first in the alphabet"
+    assert (begins != UNKNOWN).sum() == 3, "what no text holds is unknown"
+    assert len(begins) == BUCKETS

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerogr_ray.corpus.bags import BAG, Bags
+from zerogr_ray.corpus.bags import BAG, STEPS, UNKNOWN, Bags
 from zerogr_ray.decoding.plan import bag_scores, plan_ahead, term_gain
 from zerogr_ray.index.postings import Postings
 
@@ -58,7 +58,7 @@ weighted_bags = st.lists(
 def of_bags(bags):
     rows = [dict(sorted(bag.items())) for bag in bags]
     table = pa.table([[list(r) for r in rows], [list(r.values()) for r in rows]], schema=BAG)
-    return Postings.of_bags(Bags.of([table]), VOCAB)
+    return Postings.of_bags(Bags.of([table], np.arange(VOCAB)))
 
 
 @settings(max_examples=60)
@@ -69,7 +69,7 @@ def test_weights_multiply_what_a_token_brings(bags, gain, n):
     postings = of_bags(bags)
     assert plan_ahead(postings, np.array(gain), n).tolist() == best
     rows = np.arange(len(bags))
-    np.testing.assert_allclose(bag_scores(postings, np.array(gain), rows), np.array(scores) / 255, atol=1e-5)
+    np.testing.assert_allclose(bag_scores(postings, np.array(gain), rows), np.array(scores) / STEPS, atol=1e-5)
 
 
 def test_reading_a_few_weighted_postings_finds_the_documents_that_stand_out():
@@ -84,16 +84,19 @@ def test_reading_a_few_weighted_postings_finds_the_documents_that_stand_out():
     assert plan_ahead(postings, gain, len(wanted), read=400).tolist() == wanted
 
 
-def test_the_gain_of_a_term_is_what_the_lm_expects_more_than_ever_and_what_the_query_says():
+def test_the_gain_of_a_word_is_what_the_lm_expects_more_than_ever_and_what_the_query_says():
     z, prior = np.log(np.array([0.5, 0.3, 0.1, 0.1])), np.log(np.array([0.02, 0.3, 0.01, 0.67]))
-    gain = term_gain(z.astype(np.float32), prior, (np.array([1]), np.array([1.0], dtype=np.float32)), 0.5)
+    begins = np.array([2, 0, UNKNOWN, 0, 3, UNKNOWN], dtype=np.uint32)
+    own = np.array([3, 5]), np.array([0.6, 0.8], dtype=np.float32)
     g = np.log1p([max(0, np.log(25) - 1), 0, max(0, np.log(10) - 1), 0])
-    np.testing.assert_allclose(gain, g / np.linalg.norm(g) + [0, 0.5, 0, 0], rtol=1e-5)
+    g /= np.linalg.norm(g)
+    gain = term_gain(z.astype(np.float32), prior, begins, own, 0.5)
+    np.testing.assert_allclose(gain, [g[2], g[0], 0, g[0] + 0.3, 0, 0.4], rtol=1e-5)
 
 
-def test_a_prompt_that_expects_nothing_in_particular_leaves_the_query_s_own_terms():
+def test_a_prompt_that_expects_nothing_in_particular_leaves_the_query_s_own_words():
     z = np.log(np.full(4, 0.25, dtype=np.float32))
-    gain = term_gain(z, None, (np.array([2]), np.array([1.0], dtype=np.float32)), 0.3)
+    gain = term_gain(z, None, np.arange(4), (np.array([2]), np.array([1.0], dtype=np.float32)), 0.3)
     np.testing.assert_allclose(gain, [0, 0, 0.3, 0])
 
 

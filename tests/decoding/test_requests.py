@@ -13,7 +13,7 @@ from tests.decoding.test_retriever import INSTRUCTION, WORDS, make_index
 from tests.tiny import tiny_tokenizer
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import CacheConfig, DecodeConfig
-from zerogr_ray.corpus.bags import Bags, make_bags
+from zerogr_ray.corpus.bags import Bags, first_tokens, make_bags
 from zerogr_ray.decoding.job import Request
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.errors import InputError
@@ -163,7 +163,8 @@ def test_plan_ahead_searches_the_documents_whose_bag_of_tokens_the_prompt_favour
 def test_a_plan_of_terms_is_compared_with_what_documents_are_about_and_decides_as_much_as_it_is_told(tmp_path):
     texts = [f"{a} {b}" for a in WORDS for b in WORDS[:4]]
     fmt = PromptFormat(tiny_tokenizer())
-    index = make_index(tmp_path, texts[::-1], vocab=VOCAB, bags=Bags.of([make_bags(fmt, texts)]), priors=some_priors)
+    bags = Bags.of([make_bags(texts)], first_tokens(fmt, texts))
+    index = make_index(tmp_path, texts[::-1], vocab=VOCAB, bags=bags, priors=some_priors)
     retriever = Retriever.load(index, device="cpu", dtype="float32")
     weigh = DecodeConfig(plan_ahead=6, own_terms=100, lookahead=1000)  # the query's own words, and next to nothing else
     about = dict(zip([f"d{row}" for row in range(len(texts))], texts, strict=True))

@@ -48,7 +48,7 @@ weighted_bags = st.lists(
 def of_bags(bags, vocab=VOCAB):
     rows = [dict(sorted(bag.items())) for bag in bags]
     table = pa.table([[list(r) for r in rows], [list(r.values()) for r in rows]], schema=BAG)
-    return Postings.of_bags(Bags.of([table]), vocab)
+    return Postings.of_bags(Bags.of([table], np.arange(vocab)))
 
 
 @settings(max_examples=40)
@@ -65,7 +65,7 @@ def test_weights_stand_beside_the_tokens_in_both_views_and_a_bag_may_be_empty(ba
         assert found == [(row, bag[token]) for row, bag in enumerate(bags) if token in bag]
     some = np.arange(0, len(bags), 2)
     again = postings.bags.take(some)
-    assert [dict(zip(again.tokens[a:b], again.weights[a:b], strict=True)) for a, b in pairwise(again.first)] == [
+    assert [dict(zip(again.words[a:b], again.weights[a:b], strict=True)) for a, b in pairwise(again.first)] == [
         bags[row] for row in some
     ]
 
@@ -75,6 +75,10 @@ def test_weighted_postings_are_saved_and_mapped(tmp_path):
     opened = Postings.open(tmp_path)
     assert opened.weights.tolist() == [200, 5, 255]
     assert opened.row_weights.tolist() == [255, 200, 5]
+    assert opened.begins.tolist() == list(range(VOCAB))
+    np.save(tmp_path / "begins.npy", np.arange(VOCAB - 1, dtype=np.uint32))
+    with pytest.raises(IndexRefused, match="fit together"):
+        Postings.open(tmp_path)
     (tmp_path / "row_weights.npy").unlink()
     with pytest.raises(IndexRefused, match="row_weights"):
         Postings.open(tmp_path)
@@ -82,8 +86,8 @@ def test_weighted_postings_are_saved_and_mapped(tmp_path):
 
 @pytest.mark.parametrize("rows", [[], [[VOCAB]], [[2, 1]], [[1, 1]]])
 def test_bags_that_are_none_are_refused(rows):
-    with pytest.raises(ValueError, match=r"documents|token"):
-        Postings.of_bags(Bags.of([pa.table([rows, [[1] * len(row) for row in rows]], schema=BAG)]), VOCAB)
+    with pytest.raises(ValueError, match=r"documents|word"):
+        Postings.of_bags(Bags.of([pa.table([rows, [[1] * len(row) for row in rows]], schema=BAG)], np.arange(VOCAB)))
 
 
 def test_chunks_and_slices_of_a_table_are_read_as_one_list():

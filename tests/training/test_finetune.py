@@ -16,7 +16,7 @@ from tests.tiny import save_tiny
 from tests.training.test_fit import training_workers
 from zerogr_ray.adapters import find_adapted_model, read_adapter
 from zerogr_ray.config import IndexConfig, make_config
-from zerogr_ray.corpus.bags import Bags
+from zerogr_ray.corpus.bags import Bags, words_of
 from zerogr_ray.errors import ModelError
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.models import load_format, load_model
@@ -191,10 +191,9 @@ def test_a_retriever_plans_ahead_with_what_the_documents_of_its_own_task_are_abo
     bags = Bags.open(work / "bags")
     assert len(bags) == 60, "one for each document"
     rows = pa.concat_tables([pq.read_table(path) for path in (work / "rows").glob("*.parquet")]).to_pylist()
-    fmt = load_format(Path(base))
     for row in rows[::7]:
-        [number] = fmt.tokens([f" {row['query'].split()[-2]}"])
-        assert set(number) <= set(bags.take(np.array([row["document"]])).tokens.tolist()), "the right document"
+        word = words_of(row["query"].split()[-2])
+        assert set(word) <= set(bags.take(np.array([row["document"]])).words.tolist()), "the right document"
     finetune("retriever", [data], tmp_path / "plain", settings(base), quiet=True)
     [work] = (tmp_path / "plain.work").glob("retriever-*")
     assert not (work / "bags").exists()

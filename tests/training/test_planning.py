@@ -10,7 +10,7 @@ import torch
 
 from tests.tiny import tiny_model
 from zerogr_ray.config import TrainingConfig
-from zerogr_ray.corpus.bags import STEPS, Bags
+from zerogr_ray.corpus.bags import STEPS, UNKNOWN, Bags
 from zerogr_ray.training import planning
 from zerogr_ray.training.batches import pack
 from zerogr_ray.training.examples import Example
@@ -21,7 +21,10 @@ from zerogr_ray.training.planning import SCALE, Planner
 pytestmark = pytest.mark.model
 
 VOCAB = 11
-BAGS = Bags(np.array([0, 2, 2, 5, 6]), np.array([1, 4, 0, 4, 9, 7]), np.array([200, 158, 90, 90, 221, 255]))
+WORDS = 20
+BEGINS = np.random.default_rng(1).integers(0, VOCAB, WORDS).astype(np.uint32)
+BEGINS[9] = UNKNOWN
+BAGS = Bags(np.array([0, 2, 2, 5, 6]), np.array([1, 14, 0, 9, 19, 7]), np.array([200, 158, 90, 90, 221, 255]), BEGINS)
 EXAMPLES = [Example([1, 2, 3], [5, 0], "a", document=0), Example([1, 2, 8, 4], [6, 7, 0], "b", document=2)]
 
 
@@ -32,8 +35,9 @@ def by_hand(logits, documents, bags=BAGS):
     g /= np.maximum(1e-6, np.linalg.norm(g, axis=1, keepdims=True))
     W = np.zeros((len(bags), VOCAB))
     for row in range(len(bags)):
-        some = slice(bags.first[row], bags.first[row + 1])
-        W[row, bags.tokens[some]] = bags.weights[some] / STEPS
+        for place in range(bags.first[row], bags.first[row + 1]):
+            if (token := bags.begins[bags.words[place]]) != UNKNOWN:
+                W[row, token] += bags.weights[place] / STEPS
     s = SCALE * g @ W.T
     return float(sum(np.log(np.exp(row).sum()) - row[right] for row, right in zip(s, documents, strict=True)))
 
@@ -75,7 +79,7 @@ def test_its_weight_scales_its_gradient(monkeypatch):
 
 def test_a_large_corpus_is_compared_by_sample_and_the_right_document_is_always_in_it(monkeypatch):
     monkeypatch.setattr(planning, "CANDIDATES", 8)
-    many = Bags(np.arange(101), np.arange(100) % VOCAB, np.full(100, 255))
+    many = Bags(np.arange(101), np.arange(100) % WORDS, np.full(100, 255), BEGINS)
     planner, seen = Planner(many, VOCAB, 3), []
     for step in range(1, 6):
         planner.begin(step, [99, 50])
@@ -91,7 +95,7 @@ def test_a_large_corpus_is_compared_by_sample_and_the_right_document_is_always_i
 
 def test_held_out_documents_are_measured_against_the_same_sample_whatever_the_step(monkeypatch):
     monkeypatch.setattr(planning, "CANDIDATES", 8)
-    many = Bags(np.arange(101), np.arange(100) % VOCAB, np.full(100, 255))
+    many = Bags(np.arange(101), np.arange(100) % WORDS, np.full(100, 255), BEGINS)
     model, planner = tiny_model(VOCAB).eval(), Planner(many, VOCAB, 3)
     held = pack([replace(EXAMPLES[0], document=97), replace(EXAMPLES[1], document=98)], 64)
     losses, cfg = [], TrainingConfig()

@@ -1,14 +1,20 @@
-"""What a document is about, in the LM's own tokens: a sparse vector over the vocabulary, with the weights of BM25.
+"""What a document is about: a sparse vector over words, with the weights of BM25 (k1 = K1, b = B).
 
-    weight(v, d)  ~  idf(v) · n (k1 + 1) / (n + k1 (1 − b + b · |d| / mean |d|)),    n = times that d holds token v
-    idf(v)        =  ln(1 + (N − df(v) + 1/2) / (df(v) + 1/2))
+    weight(w, d)  =  bm25(w, d) / sqrt(|bm25(d)| · mean |bm25|)
+    bm25(w, d)    =  idf(w) · n (k1 + 1) / (n + k1 (1 − b + b · |d| / mean |d|)),    n = times that d holds word w
+    idf(w)        =  ln(1 + (N − df(w) + 1/2) / (df(w) + 1/2))
 
-Only the MOST heaviest are kept; a vector has unit length, and a weight is stored in steps of 1/255. The next-token
-distribution of an LM is a vector over the same vocabulary: planning ahead compares the two (see decoding/plan.py).
+That lies between BM25, which does not look at the vector's length, and the cosine, which divides by it. Only the MOST
+heaviest words are kept; a weight is stored in steps of 1 / STEPS.
+
+A word is the stem of a term, hashed to one of BUCKETS numbers. The next-token distribution of an LM is a vector over
+tokens; what it expects of a word is what it expects of the token that begins the word as it is mostly written.
+Planning ahead compares the two (see decoding/plan.py).
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,28 +28,34 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from zerogr_ray.cache import here
-from zerogr_ray.corpus.terms import SAMPLE, STOP_WORDS, terms, texts_of, whole_texts
+from zerogr_ray.corpus.terms import SAMPLE, STOP_WORDS, stemmed, terms, texts_of, whole_texts
 from zerogr_ray.stage import Output, map_shards, sample_shards
 from zerogr_ray.store import map_arrays, save_arrays
 
 if TYPE_CHECKING:
     from zerogr_ray.chat import PromptFormat
 
-K1, B = 1.2, 0.5
+K1, B = 1.2, 0.75
 
 MOST = 256
-"""Tokens of a document that are kept."""
+"""Words of a document that are kept."""
 
-STEPS = 255
-"""Weights are multiples of 1 / STEPS."""
+BUCKETS = 1 << 20
+"""Numbers that words are hashed to: two of a million words share one now and then, as two meanings share a word."""
+
+STEPS = 128
+"""Weights are multiples of 1 / STEPS, and below 2."""
 
 FLOOR = 1.0
 """Nats by which the LM has to hold a token for likelier than for any text, for it to count as asked for."""
 
-BAG = pa.schema([("tokens", pa.list_(pa.uint32())), ("weights", pa.list_(pa.uint8()))])
-"""One row per document: its tokens, ascending, and the weight of each in steps; both empty for a text of no terms."""
+UNKNOWN = np.uint32(0xFFFFFFFF)
+"""In place of a token: no document that was counted has this word."""
 
-ARRAYS = ("first", "tokens", "weights")
+BAG = pa.schema([("words", pa.list_(pa.uint32())), ("weights", pa.list_(pa.uint8()))])
+"""One row per document: its words, ascending, and the weight of each in steps; both empty for a text of no terms."""
+
+ARRAYS = ("first", "words", "weights", "begins")
 
 Ints = NDArray[Any]
 
@@ -52,40 +64,43 @@ Ints = NDArray[Any]
 class Bags:
     """The bags of D documents, laid end to end.
 
-    first    (D + 1,)  bag i is tokens[first[i] : first[i + 1]]
-    tokens   (P,)      ascending within a bag
+    first    (D + 1,)  bag i is words[first[i] : first[i + 1]]
+    words    (P,)      ascending within a bag
     weights  (P,)      how much each counts, in steps of 1 / STEPS
+    begins   (H,)      for every word there may be, the LM's token that begins it, or UNKNOWN
     """
 
     first: Ints
-    tokens: Ints
+    words: Ints
     weights: Ints
+    begins: Ints
 
     def __len__(self) -> int:
         return len(self.first) - 1
 
     @classmethod
-    def of(cls, tables: Iterable[pa.Table]) -> Bags:
+    def of(cls, tables: Iterable[pa.Table], begins: Ints) -> Bags:
         """Those of tables of schema BAG, one after the other."""
-        lengths, tokens, weights = [np.zeros(1, np.int64)], [np.zeros(0, np.uint32)], [np.zeros(0, np.uint8)]
+        lengths, words, weights = [np.zeros(1, np.int64)], [np.zeros(0, np.uint32)], [np.zeros(0, np.uint8)]
         for table in tables:
             for batch in table.to_batches():
-                lengths.append(pc.list_value_length(batch["tokens"]).to_numpy().astype(np.int64))
-                tokens.append(batch["tokens"].flatten().to_numpy())
+                lengths.append(pc.list_value_length(batch["words"]).to_numpy().astype(np.int64))
+                words.append(batch["words"].flatten().to_numpy())
                 weights.append(batch["weights"].flatten().to_numpy())
-        return cls(np.cumsum(np.concatenate(lengths)), np.concatenate(tokens), np.concatenate(weights))
+        return cls(np.cumsum(np.concatenate(lengths)), np.concatenate(words), np.concatenate(weights), begins)
 
     def take(self, rows: Ints) -> Bags:
         """The bags of these documents, in this order."""
         starts = self.first[rows].astype(np.int64)
         first, where = laid_out(starts, self.first[np.asarray(rows) + 1].astype(np.int64) - starts)
-        return Bags(first, self.tokens[where], self.weights[where])
+        return Bags(first, self.words[where], self.weights[where], self.begins)
 
     def join(self, other: Bags) -> Bags:
         """These and then those."""
         first = np.concatenate([self.first[:-1].astype(np.int64), other.first.astype(np.int64) + int(self.first[-1])])
-        pairs = ((self.tokens, other.tokens), (self.weights, other.weights))
-        return Bags(first, *(np.concatenate(pair) for pair in pairs))
+        pairs = ((self.words, other.words), (self.weights, other.weights))
+        words, weights = (np.concatenate(pair) for pair in pairs)
+        return Bags(first, words, weights, self.begins)
 
     def save(self, folder: Path) -> None:
         """Write the arrays as `folder`/*.npy."""
@@ -108,78 +123,100 @@ def laid_out(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
     return at, np.repeat(starts - at[:-1], lengths) + np.arange(at[-1])
 
 
-def count_tokens(fmt: PromptFormat, texts: Sequence[str]) -> list[Counter[int]]:
-    """For each text how often each token comes in its terms, stop words left out; a term as it stands in a sentence."""
-    found = [[term for term in terms(text) if term not in STOP_WORDS] for text in texts]
-    distinct = list({term for some in found for term in some})
-    tokens = dict(zip(distinct, map(set, fmt.tokens([f" {term}" for term in distinct])), strict=True))
-    return [Counter(token for term in some for token in tokens[term]) for some in found]
+def words_of(text: str) -> Counter[int]:
+    """How often each word comes in a text, stop words left out."""
+    return Counter(map(_bucket, stemmed([term for term in terms(text) if term not in STOP_WORDS])))
 
 
-def query_bag(fmt: PromptFormat, query: str) -> tuple[Ints, NDArray[np.float32]]:
-    """(tokens, weights): the query's own tokens, each by the square of its share, so that the length is 1."""
-    [counts] = count_tokens(fmt, [query])
-    weights = np.array(list(counts.values()), dtype=np.float32)
-    return np.array(list(counts), dtype=np.int64), weights / max(1.0, float(np.linalg.norm(weights)))
+def query_bag(query: str) -> tuple[Ints, NDArray[np.float32]]:
+    """(words, weights): the query's own words, each as much as any other, at unit length."""
+    words = np.array(sorted(words_of(query)), dtype=np.int64)
+    return words, np.full(len(words), len(words) ** -0.5 if len(words) else 0.0, dtype=np.float32)
+
+
+def first_tokens(fmt: PromptFormat, texts: Iterable[str]) -> Ints:
+    """(BUCKETS,): the token that begins each word of these texts, in a sentence, as it is written most often."""
+    forms = Counter(term for text in texts for term in terms(text) if term not in STOP_WORDS)
+    often: dict[int, str] = {}
+    for form, stem in zip(forms, stemmed(list(forms)), strict=True):
+        known = often.setdefault(_bucket(stem), form)
+        if (forms[form], known) > (forms[known], form):  # of equals the first in the alphabet
+            often[_bucket(stem)] = form
+    begins = np.full(BUCKETS, UNKNOWN)
+    if often:
+        begins[list(often)] = [tokens[0] for tokens in fmt.tokens([f" {form}" for form in often.values()])]
+    return begins
+
+
+def _bucket(stem: str) -> int:
+    return zlib.crc32(stem.encode()) % BUCKETS
 
 
 @dataclass(frozen=True, eq=False)
-class TokenStatistics:
+class WordStatistics:
     """What weights depend on beside the document."""
 
     documents: int
     length: float
-    """Mean number of tokens of a document."""
-    held_V: NDArray[np.int64]
-    """(V,) documents that hold each token."""
+    """Mean number of words of a document."""
+    held_H: NDArray[np.int32]
+    """(BUCKETS,) documents that hold each word."""
+    norm: float = 1.0
+    """Mean length of the vectors of BM25 weights."""
 
     @classmethod
-    def counted(cls, counts: Sequence[Counter[int]], vocab: int) -> TokenStatistics:
-        """Of documents with these tokens."""
-        held = np.zeros(vocab, dtype=np.int64)
+    def counted(cls, counts: Sequence[Counter[int]]) -> WordStatistics:
+        """Of documents with these words."""
+        held = np.zeros(BUCKETS, dtype=np.int32)
         for some in counts:
             held[list(some)] += 1
-        return cls(len(counts), max(1.0, sum(some.total() for some in counts) / max(1, len(counts))), held)
+        length = max(1.0, sum(some.total() for some in counts) / max(1, len(counts)))
+        bare = cls(len(counts), length, held)
+        norms = [norm for some in counts if (norm := float(np.linalg.norm(bare.bm25(some)[1])))]
+        return cls(len(counts), length, held, float(np.mean(norms)) if norms else 1.0)
 
-    def bag(self, counts: Counter[int]) -> tuple[Ints, Ints]:
-        """(tokens, weights in steps) of one document."""
-        tokens = np.array(sorted(counts), dtype=np.int64)
-        times = np.array([counts[token] for token in tokens.tolist()], dtype=np.float64)
-        held = np.minimum(self.held_V[tokens], self.documents)
+    def bm25(self, counts: Counter[int]) -> tuple[Ints, NDArray[np.float64]]:
+        """(words, weights) of one document, the MOST heaviest, words ascending."""
+        words = np.array(sorted(counts), dtype=np.int64)
+        times = np.array([counts[word] for word in words.tolist()], dtype=np.float64)
+        held = np.minimum(self.held_H[words], self.documents)
         idf = np.log1p((self.documents - held + 0.5) / (held + 0.5))
         weights = idf * times * (K1 + 1) / (times + K1 * (1 - B + B * times.sum() / self.length))
-        if len(tokens) > MOST:
-            kept = np.sort(np.argsort(-weights, kind="stable")[:MOST])
-            tokens, weights = tokens[kept], weights[kept]
-        steps = np.rint(STEPS * weights / max(float(np.linalg.norm(weights)), 1e-9)).astype(np.int64)
-        return tokens[steps > 0], steps[steps > 0]
+        kept = np.sort(np.argsort(-weights, kind="stable")[:MOST])
+        return words[kept], weights[kept]
+
+    def bag(self, counts: Counter[int]) -> tuple[Ints, Ints]:
+        """(words, weights in steps) of one document."""
+        words, weights = self.bm25(counts)
+        scale = STEPS / max(float(np.linalg.norm(weights)) * self.norm, 1e-9) ** 0.5
+        steps = np.minimum(np.rint(scale * weights), 255).astype(np.int64)
+        return words[steps > 0], steps[steps > 0]
 
 
-def make_bags(fmt: PromptFormat, texts: Sequence[str], statistics: TokenStatistics | None = None) -> pa.Table:
+def make_bags(texts: Sequence[str], statistics: WordStatistics | None = None) -> pa.Table:
     """The bag of each text, schema BAG; without `statistics`, by those of the texts themselves."""
-    counts = count_tokens(fmt, texts)
-    known = statistics or TokenStatistics.counted(counts, len(fmt.tokenizer))
+    counts = [words_of(text) for text in texts]
+    known = statistics or WordStatistics.counted(counts)
     bags = [known.bag(some) for some in counts]
     return pa.table([[bag[0] for bag in bags], [bag[1] for bag in bags]], schema=BAG)
 
 
 @dataclass(frozen=True)
-class WeighTokens:
+class WeighWords:
     """The task of the stage's workers."""
 
-    fmt: PromptFormat
-    statistics: TokenStatistics
+    statistics: WordStatistics
     name: str = "bags"
 
     def __call__(self, documents: pa.Table, engine: None) -> pa.Table:
         """Rows of BAG, one per document."""
-        return make_bags(self.fmt, texts_of(documents), self.statistics)
+        return make_bags(texts_of(documents), self.statistics)
 
 
 class Weigher:
-    """The Ray Data actor around WeighTokens."""
+    """The Ray Data actor around WeighWords."""
 
-    def __init__(self, source: Output, tasks: list[tuple[WeighTokens, Output]]) -> None:
+    def __init__(self, source: Output, tasks: list[tuple[WeighWords, Output]]) -> None:
         [(self.task, self.output)] = tasks
         self.source = source
 
@@ -202,10 +239,12 @@ def write_bags(
     """
     if bags.done() is not None:
         return
-    counts = [some for shard in sample_shards(sizes, SAMPLE) for some in count_tokens(fmt, whole_texts(source, shard))]
-    task = WeighTokens(fmt, TokenStatistics.counted(counts, len(fmt.tokenizer)))
+    counted = sample_shards(sizes, SAMPLE)
+    statistics = WordStatistics.counted([words_of(text) for shard in counted for text in whole_texts(source, shard)])
+    begins = first_tokens(fmt, (text for shard in counted for text in whole_texts(source, shard)))
+    task = WeighWords(statistics)
     map_shards(source, [(task, bags)], Weigher, {}, {"num_cpus": 1}, actors, sizes.__getitem__, quiet)
-    joined = Bags.of(bags.folder.read_table(shard) for shard in bags.shards())
+    joined = Bags.of((bags.folder.read_table(shard) for shard in bags.shards()), begins)
     if bags.folder.local:
         joined.save(Path(bags.folder.path))
     else:

@@ -45,7 +45,12 @@ def stems(text: str) -> list[str]:
     """The terms of `text` without stop words, stemmed (Snowball English); stop words are all it may have."""
     found = terms(text)
     kept = [term for term in found if term not in STOP_WORDS] or found
-    return list(_stemmer().stemWords(kept))
+    return stemmed(kept)
+
+
+def stemmed(terms: list[str]) -> list[str]:
+    """The stem of each term (Snowball English)."""
+    return list(_stemmer().stemWords(terms))
 
 
 @cache

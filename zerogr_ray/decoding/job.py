@@ -96,12 +96,14 @@ class Job:
         """
         bundle, count, cfg = self.live.bundle, self.view.base.documents, self.cfg
         assert bundle.postings is not None
-        vocab = bundle.postings.vocab
-        logprobs, prior = next_logprobs[:vocab], None if bundle.next_prior is None else bundle.next_prior[:vocab]
-        if bundle.postings.weights is None:
-            gain = docid_gain(logprobs, prior)
+        prior = bundle.next_prior
+        if prior is not None:  # an LM head may be padded
+            next_logprobs, prior = next_logprobs[: len(prior)], prior[: len(next_logprobs)]
+        if bundle.postings.begins is None:
+            gain = docid_gain(next_logprobs, prior)
         else:
-            gain = term_gain(logprobs, prior, query_bag(self.format, self.request.query), cfg.own_terms)
+            own = query_bag(self.request.query)
+            gain = term_gain(next_logprobs, prior, bundle.postings.begins, own, cfg.own_terms)
         among = None if self.view.filter is None else self.view.filter.rows[self.view.filter.rows < count]
         planned = plan_ahead(bundle.postings, gain, max(cfg.plan_ahead, self.request.k), among)
         self.view = self.view.restricted(np.concatenate([planned, np.arange(count, self.view.documents)]))
@@ -182,8 +184,8 @@ class Job:
             if bundle.postings.weights is None:
                 scores.append(float(gain[np.unique(self.live.docid_tokens(row))].sum()))
             else:
-                tokens, weights = query_bag(self.format, document["docid"])
-                scores.append(float((gain[tokens] * weights).sum()))
+                words, weights = query_bag(document["docid"])
+                scores.append(float((gain[words] * weights).sum()))
         promises: dict[int, float] = {}
         leaves = self.view.leaves(rows).tolist()
         for score, node in sorted(zip(scores, leaves, strict=True), reverse=True):

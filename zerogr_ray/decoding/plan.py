@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from zerogr_ray.corpus.bags import FLOOR, STEPS, laid_out
+from zerogr_ray.corpus.bags import FLOOR, STEPS, UNKNOWN, laid_out
 from zerogr_ray.index.postings import Postings
 
 LOWEST = np.float32(-1e4)  # a token that cannot be written; sums of a docid's tokens still keep three decimals
@@ -63,21 +63,25 @@ def docid_gain(logprobs_V: NDArray[np.float32], prior_V: NDArray[np.floating] | 
 def term_gain(
     logprobs_V: NDArray[np.float32],
     prior_V: NDArray[np.floating] | None,
+    begins_H: NDArray[np.integer],
     own: tuple[NDArray[np.int64], NDArray[np.float32]],
     own_weight: float,
 ) -> NDArray[np.float32]:
-    """Gains for weighted bags of terms, shape (V,): what the LM would write next, and what the query says itself.
+    """Gains for weighted bags of words, shape (H,): what the LM would write next, and what the query says itself.
 
-        gain = g / |g| + own_weight · q,    g = ln(1 + max(0, z - z̄ - FLOOR))
+        gain[w] = g[begins[w]] / |g| + own_weight · q[w],    g = ln(1 + max(0, z - z̄ - FLOOR))
 
-    q, of unit length, holds the query's own tokens: `own` is (tokens, weights). As in SPLADE the logarithm keeps one
+    q, of unit length, holds the query's own words: `own` is (words, weights). As in SPLADE the logarithm keeps one
     token from deciding alone; what is not FLOOR nats likelier than for any text at all is noise.
     """
     prior = np.float32(-np.log(len(logprobs_V))) if prior_V is None else prior_V
-    gain: NDArray[np.float32] = np.log1p(np.maximum(logprobs_V - prior - FLOOR, 0.0, dtype=np.float32))
-    gain /= max(float(np.linalg.norm(gain)), 1e-9)
-    tokens, weights = own
-    gain[tokens] += np.float32(own_weight) * weights
+    expected = np.log1p(np.maximum(logprobs_V - prior - FLOOR, 0.0, dtype=np.float32))
+    expected /= max(float(np.linalg.norm(expected)), 1e-9)
+    gain = np.zeros(len(begins_H), dtype=np.float32)
+    known = np.flatnonzero(begins_H != UNKNOWN)
+    gain[known] = expected[begins_H[known]]
+    words, weights = own
+    gain[words] += np.float32(own_weight) * weights
     return gain
 
 

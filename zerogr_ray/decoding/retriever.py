@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import CacheConfig, DecodeConfig
-from zerogr_ray.corpus.bags import query_bag
 from zerogr_ray.decoding.job import Job, Request
 from zerogr_ray.errors import IndexRefused, InputError
 from zerogr_ray.index.bundle import Bundle, open_index, writing_index
@@ -145,7 +144,7 @@ class Retriever:
         task = MeasurePriors(manifest["instruction"], tuple(manifest.get("calibration", ())))
         measure = partial(measure_here, model=self.model, prompt_format=self.format, task=task)
         with writing_index(out) as folder:
-            self.live.compact(folder, measure if task.texts else None, partial(query_bag, self.format))
+            self.live.compact(folder, measure if task.texts else None)
 
     def _stream(self, job: Job, prompt: tuple[list[int], int]) -> Iterator[Hit]:
         given = 0

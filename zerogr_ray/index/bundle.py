@@ -149,7 +149,7 @@ def write_index(
             arrays |= {f"trie/{name}": array for name, array in priors(trie, ordered).items()}
         save_arrays(folder, arrays)
         if vocab:
-            made = Postings.of_bags(bags.take(order), vocab) if bags else Postings.build(ordered["tokens"], vocab)
+            made = Postings.of_bags(bags.take(order)) if bags else Postings.build(ordered["tokens"], vocab)
             made.save(folder / "postings")
         if training:
             (folder / TRAINING).write_bytes(training)

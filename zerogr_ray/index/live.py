@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from zerogr_ray.corpus.bags import BAG, STEPS, Bags
+from zerogr_ray.corpus.bags import BAG, STEPS, Bags, query_bag
 from zerogr_ray.errors import BuildError, InputError
 from zerogr_ray.index.bundle import DOCUMENTS, Bundle, take, write_index
 from zerogr_ray.index.trie import Trie
@@ -168,14 +168,13 @@ class LiveIndex:
         self,
         out: Path,
         priors: Callable[[Trie, pa.Table], dict[str, NDArray[Any]]] | None = None,
-        about: Callable[[str], tuple[Ints, NDArray[np.float32]]] | None = None,
     ) -> dict[str, Any]:
         """Write the living documents as a plain index to `out`, as write_index does. Returns its manifest.
 
         Model, record of its training, instruction and postings stay as they are; the key tells what was changed. Edge
-        priors have to be measured again: `priors` is as for write_index, without it the new index has none. Of what was
-        added only the docid is known: about(docid) gives what it is about (corpus/bags.py's query_bag). Changes
-        that are made meanwhile are not in it. Raises BuildError if nothing lives.
+        priors have to be measured again: `priors` is as for write_index, without it the new index has none. What was
+        added is about nothing but its docid. Changes that are made meanwhile are not in it. Raises BuildError if
+        nothing lives.
         """
         state, bundle = self._state, self.bundle
         if not state.view.entries:
@@ -188,7 +187,7 @@ class LiveIndex:
             facts.pop("decode", None)  # it was chosen for an index with priors
         vocab = bundle.postings.vocab if bundle.postings else None
         rows = self._table(state)
-        bags = self._bags(state, about)
+        bags = self._bags(state)
         return write_index(out, rows, self.end, bundle.model, facts, vocab, bags, priors, training=bundle.training)
 
     def _table(self, state: _State) -> pa.Table:
@@ -199,16 +198,15 @@ class LiveIndex:
         columns = [[getattr(entry, name) for entry in self._new(state)] for name in DOCUMENTS.names]
         return pa.concat_tables([old, pa.table(columns, schema=DOCUMENTS)])
 
-    def _bags(self, state: _State, about: Callable[[str], tuple[Ints, NDArray[np.float32]]] | None) -> Bags | None:
+    def _bags(self, state: _State) -> Bags | None:
         """What the rows of `_table` are about."""
         if self.bundle.postings is None or self.bundle.postings.bags is None:
             return None
-        tables = []
+        bags, tables = self.bundle.postings.bags, []
         for entry in self._new(state):
-            tokens, weights = about(entry.docid) if about else (np.zeros(0, np.int64), np.zeros(0, np.float32))
-            order = np.argsort(tokens)
-            tables.append(pa.table([[tokens[order]], [np.rint(STEPS * weights[order]).astype(np.uint8)]], schema=BAG))
-        return self.bundle.postings.bags.take(np.flatnonzero(self._kept(state))).join(Bags.of(tables))
+            words, weights = query_bag(entry.docid)
+            tables.append(pa.table([[words], [np.rint(STEPS * weights).astype(np.uint8)]], schema=BAG))
+        return bags.take(np.flatnonzero(self._kept(state))).join(Bags.of(tables, bags.begins))
 
     def _kept(self, state: _State) -> NDArray[np.bool_]:
         """Whether each row of the index lives."""

@@ -5,10 +5,12 @@
     offsets  (V + 1,)  the documents that hold token v are rows[offsets[v] : offsets[v + 1]]
     rows     (P,)      numbers of the documents in the trie's order, ascending within a token
 
-The bag is that of a document's docid, where every token counts the same, or that of its text (corpus/bags.py), with
+The bag is that of a document's docid, where every token counts the same, or that of its text (corpus/bags.py), where
+words take the place of tokens, with
 
-    weights      (P,)  how much each of `tokens` counts, in steps of 1/255
+    weights      (P,)  how much each of `tokens` counts, in steps
     row_weights  (P,)  the same beside `rows`
+    begins       (V,)  the LM's token that begins each word
 
 Planning ahead finds documents through the second view and scores them by the first; see decoding/plan.py.
 """
@@ -29,7 +31,7 @@ from zerogr_ray.errors import IndexRefused
 from zerogr_ray.store import save_arrays
 
 ARRAYS = ("first", "tokens", "offsets", "rows")
-WEIGHTS = ("weights", "row_weights")
+WEIGHTS = ("weights", "row_weights", "begins")
 KINDS = {
     "first": ("uint32", "uint64"),
     "tokens": ("uint16", "uint32"),
@@ -37,6 +39,7 @@ KINDS = {
     "rows": ("uint32",),
     "weights": ("uint8",),
     "row_weights": ("uint8",),
+    "begins": ("uint32",),
 }
 SLICE = 1 << 22  # postings sorted at once: 32 MB of keys
 
@@ -53,6 +56,7 @@ class Postings:
     rows: Ints
     weights: Ints | None = None
     row_weights: Ints | None = None
+    begins: Ints | None = None
 
     @classmethod
     def build(cls, docids: pa.ListArray | pa.ChunkedArray, vocab: int) -> Postings:
@@ -89,26 +93,27 @@ class Postings:
         return cls(first, tokens, offsets, _inverted(first, tokens, offsets)[0])
 
     @classmethod
-    def of_bags(cls, bags: Bags, vocab: int) -> Postings:
+    def of_bags(cls, bags: Bags) -> Postings:
         """The postings of weighted bags, one for each document in the trie's order.
 
-        The result takes 8 bytes a posting (10 beyond 65,536 tokens). Raises ValueError for no documents, and where a
-        bag's tokens do not ascend or one is not in the vocabulary.
+        The result takes 10 bytes a posting (8 where there are no more than 65,536 words), and 12 for every word that
+        there may be. Raises ValueError for no documents, and where a bag's words do not ascend or one is unheard of.
         """
         if not len(bags) or len(bags) >= 1 << 32:
             raise ValueError(f"postings are for 1 to {(1 << 32) - 1} documents, not {len(bags)}")
-        if len(bags.tokens) and int(bags.tokens.max()) >= vocab:
-            raise ValueError(f"a bag holds token {int(bags.tokens.max())}, which is not in 0 to {vocab - 1}")
+        vocab = len(bags.begins)
+        if len(bags.words) and int(bags.words.max()) >= vocab:
+            raise ValueError(f"a bag holds word {int(bags.words.max())}, which is not in 0 to {vocab - 1}")
         first = bags.first.astype(np.uint32 if bags.first[-1] < 1 << 32 else np.uint64)
-        tokens = bags.tokens.astype(np.uint16 if vocab <= 1 << 16 else np.uint32)
+        tokens = bags.words.astype(np.uint16 if vocab <= 1 << 16 else np.uint32)
         begins = np.zeros(len(tokens) + 1, dtype=bool)
         begins[first] = True
         if not (begins[1:-1] | np.greater(tokens[1:], tokens[:-1])).all():
-            raise ValueError("the tokens of a bag have to ascend")
+            raise ValueError("the words of a bag have to ascend")
         offsets = np.concatenate([[0], np.cumsum(np.bincount(tokens, minlength=vocab))]).astype(np.uint64)
         weights = bags.weights.astype(np.uint8)
         rows, row_weights = _inverted(first, tokens, offsets, weights)
-        return cls(first, tokens, offsets, rows, weights, row_weights)
+        return cls(first, tokens, offsets, rows, weights, row_weights, bags.begins.astype(np.uint32))
 
     @property
     def documents(self) -> int:
@@ -123,7 +128,9 @@ class Postings:
     @property
     def bags(self) -> Bags | None:
         """What `of_bags` took; None for postings of docids."""
-        return None if self.weights is None else Bags(self.first, self.tokens, self.weights)
+        if self.weights is None or self.begins is None:
+            return None
+        return Bags(self.first, self.tokens, self.weights, self.begins)
 
     def save(self, folder: Path) -> None:
         """Write the arrays as `folder`/*.npy."""
@@ -147,8 +154,9 @@ class Postings:
             if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.name not in KINDS[name]:
                 raise IndexRefused(f"{file} is not a list of {' or '.join(KINDS[name])}; build the index again")
         first, offsets = arrays["first"], arrays["offsets"]
-        held = {len(array) for name, array in arrays.items() if name not in ("first", "offsets")}
+        held = {len(array) for name, array in arrays.items() if name not in ("first", "offsets", "begins")}
         fits = len(first) > 1 and len(offsets) > 1 and first[0] == offsets[0] == 0
+        fits = fits and len(arrays.get("begins", offsets[1:])) == len(offsets) - 1
         if not fits or held != {int(first[-1])} or offsets[-1] != first[-1] or (offsets[1:] < offsets[:-1]).any():
             raise IndexRefused(f"the arrays in {folder} do not fit together; build the index again")
         return cls(**arrays)

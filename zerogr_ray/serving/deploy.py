@@ -155,4 +155,6 @@ def http_options(cfg: ServiceConfig) -> dict[str, Any]:
 def quiet_ray() -> None:
     """Settings that Ray's processes read from the environment when they start."""
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    # Ray's workers stand back behind everything else on a machine (niceness 15); these have people waiting for them.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_SERVE_DEPLOYMENT_ACTOR_HEALTH_CHECK_PERIOD_S", "2")

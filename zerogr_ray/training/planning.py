@@ -1,7 +1,7 @@
 """The loss that teaches the LM to plan ahead: what it would write next shall point at what the right document is about.
 
     g     = ln(1 + max(0, z − z̄ − FLOOR)) / |…|         z: next-token log-probabilities behind the prompt
-    s(d)  = SCALE · sum over the tokens v of d of weight_d[v] · g[v]
+    s(d)  = SCALE · sum over the words w of d of weight_d[w] · g[begins[w]]
     L     = − ln softmax(s)[right document]              over CANDIDATES documents of the corpus, or all of it
 
 z̄ is the mean of z over the examples of a pack, what the LM says whatever the query; a search takes the mean over
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zerogr_ray.corpus.bags import FLOOR, STEPS, Bags, Ints
+from zerogr_ray.corpus.bags import FLOOR, STEPS, UNKNOWN, Bags, Ints
 
 if TYPE_CHECKING:
     import torch
 
 SCALE = 25.0
-"""Logits per unit of cosine."""
+"""Logits per unit of score: a document of mean length that is just what the LM expects has 1."""
 
 CANDIDATES = 16_384
 """Documents that the right one competes with; of a larger corpus, drawn anew for every step."""
@@ -55,12 +55,14 @@ class Planner:
         return torch.nn.functional.cross_entropy(scores, right, reduction="sum")
 
     def _compare(self, rows: Ints) -> None:
-        """Make these documents the candidates: a sparse matrix (documents, vocabulary), a weight of STEPS being 1."""
+        """Make these documents the candidates: a sparse matrix (documents, vocabulary) of the words' first tokens."""
         import torch
 
         bags, self.rows = self.bags.take(rows), rows
         owners = np.repeat(np.arange(len(bags)), np.diff(bags.first))
-        where = torch.from_numpy(np.stack([owners, bags.tokens.astype(np.int64)]))
-        weights = torch.from_numpy(bags.weights.astype(np.float32) / STEPS)
+        tokens = bags.begins[bags.words]
+        known = tokens != UNKNOWN
+        where = torch.from_numpy(np.stack([owners[known], tokens[known].astype(np.int64)]))
+        weights = torch.from_numpy(bags.weights[known].astype(np.float32) / STEPS)
         matrix = torch.sparse_coo_tensor(where, weights, (len(bags), self.vocab), check_invariants=True)
         self._matrix = matrix.coalesce().to(self.device)

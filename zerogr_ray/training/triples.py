@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zerogr_ray.corpus.bags import Bags, make_bags
+from zerogr_ray.corpus.bags import Bags, first_tokens, make_bags
 from zerogr_ray.corpus.fields import RowError, clean, parse_object, pick, text
 from zerogr_ray.corpus.files import lines, locate
 from zerogr_ray.corpus.terms import Frequencies
@@ -175,11 +175,12 @@ def documents_of(triples: Sequence[Triple], fmt: PromptFormat) -> tuple[Bags, di
     for row in triples:
         by_task.setdefault(row.task, {})[row.text] = row.title
     numbers: dict[tuple[str, str], int] = {}
-    tables = []
+    tables, texts = [], []
     for task, documents in by_task.items():
         numbers.update(((task, body), number) for number, body in enumerate(documents, start=len(numbers)))
-        tables.append(make_bags(fmt, [f"{title}\n{body}" for body, title in documents.items()]))
-    return Bags.of(tables), numbers
+        texts += (some := [f"{title}\n{body}" for body, title in documents.items()])
+        tables.append(make_bags(some))
+    return Bags.of(tables, first_tokens(fmt, texts)), numbers
 
 
 def write_rows(
