@@ -13,7 +13,9 @@ from ray import serve
 
 from zerogr_ray.config import make_config, read_config
 from zerogr_ray.serving.config import ServiceConfig
+from zerogr_ray.serving.control import follow_settings
 from zerogr_ray.serving.deploy import application
+from zerogr_ray.serving.state import State
 
 
 def app(args: dict[str, Any]) -> serve.Application:
@@ -21,4 +23,6 @@ def app(args: dict[str, Any]) -> serve.Application:
     given = dict(args)
     file = given.pop("config", None)
     cfg = read_config(Path(file), ServiceConfig, given) if file else make_config(ServiceConfig, given)
-    return application(cfg)
+    built = application(cfg)
+    follow_settings(State(cfg.state), cfg.indexes)
+    return built

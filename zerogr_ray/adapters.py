@@ -14,9 +14,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from zerogr_ray.cache import cache_folder, here, making
+from zerogr_ray.config import DocIdConfig, QueryConfig
 from zerogr_ray.errors import ModelError
 from zerogr_ray.models import find_model, load_format, load_model
 from zerogr_ray.published import current
@@ -24,6 +25,8 @@ from zerogr_ray.s3 import is_url, place_of
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T", DocIdConfig, QueryConfig)
 
 ABOUT = "zerogr.json"
 CONFIG = "adapter_config.json"
@@ -128,6 +131,27 @@ def read_adapter(folder: str | Path) -> Adapter:
     if used := [name for name in _BEYOND_LORA if config.get(name)]:
         raise ModelError(f"{path / CONFIG} uses {used[0]}, which is not plain LoRA; train it again with zerogr train")
     return adapter
+
+
+def adapter_for(task: str, folder: str) -> Adapter:
+    """What the adapter in `folder` says of itself. Raises ModelError as read_adapter, and where it has another task."""
+    adapter = read_adapter(folder)
+    if adapter.task != task:
+        raise ModelError(f"{folder} is an adapter for {adapter.task}, not for {task}; take one that was trained for it")
+    return adapter
+
+
+def find_writer(table: T, model: str, task: Literal["docids", "queries"]) -> tuple[Path, T]:
+    """Folder of the model that writes docids or queries by the settings `table`, and the settings it is asked with.
+
+    That is `model` with the adapter that the settings name merged in, asked as the adapter was trained; without an
+    adapter `model` and the settings as they are. Raises ModelError.
+    """
+    folder = chosen_adapter(table.adapter, model, task)
+    if not folder:
+        return find_model(model), table
+    settings = adapter_for(task, folder).settings
+    return find_adapted_model(model, folder), table.model_copy(update=settings)
 
 
 def _fetched(url: str) -> Path:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zerogr_ray.adapters import Adapter, chosen_adapter, find_adapted_model, read_adapter
+from zerogr_ray.adapters import adapter_for, chosen_adapter, find_adapted_model, find_writer
 from zerogr_ray.cache import here, locked
 from zerogr_ray.cluster import asked_of, cluster_nodes, ray_cluster, refuse_lacking, shared, spare_cpus
 from zerogr_ray.config import IndexConfig
@@ -27,7 +27,7 @@ from zerogr_ray.corpus.terms import Frequencies, corpus_frequencies
 from zerogr_ray.docids.coverage import coverage
 from zerogr_ray.docids.distinct import distinct_key, make_distinct
 from zerogr_ray.docids.generate import WriteDocIds
-from zerogr_ray.errors import BuildError, IndexRefused, ModelError
+from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.generation.writer import Writer, engine_resources
 from zerogr_ray.index.bundle import check_target, open_index
 from zerogr_ray.index.manifest import FORMAT, MANIFEST, read_manifest
@@ -84,11 +84,13 @@ def build_index(
         check_target(target)  # and so is a bucket
     model, llm = find_model(cfg.model), find_model(cfg.llm.model)
     if adapter := chosen_adapter(cfg.adapter, cfg.model, Retrieve.name):
-        _adapter_for(Retrieve.name, adapter)
+        adapter_for(Retrieve.name, adapter)
         model = find_adapted_model(cfg.model, adapter)
     prompt_format = load_format(model)
     load_format(llm)
-    cfg, writers = _writers(cfg, llm)
+    docid_writer, docids_cfg = find_writer(cfg.docids, cfg.llm.model, "docids")
+    query_writer, queries_cfg = find_writer(cfg.queries, cfg.llm.model, "queries")
+    cfg, writers = cfg.model_copy(update={"docids": docids_cfg, "queries": queries_cfg}), [docid_writer, query_writer]
     reserved = rerank_token(prompt_format) if cfg.training.rerank_every else None
     with _only_builder(_lock_beside(target)), _only_builder(Path(folder.path) / ".lock" if folder.local else None):
         check_target(target)
@@ -223,26 +225,6 @@ def _with_devices(cfg: IndexConfig, llm: str) -> IndexConfig:
     training = cfg.training.model_copy(update={"gpus": gpu if cfg.training.gpus is None else cfg.training.gpus})
     refuse_lacking(asked_of(training, generation), cluster_nodes())
     return cfg.model_copy(update={"llm": generation, "training": training})
-
-
-def _writers(cfg: IndexConfig, llm: Path) -> tuple[IndexConfig, list[Path]]:
-    """The models that write docids and queries, and the settings with which their adapters were trained."""
-    models = []
-    for name in ("docids", "queries"):
-        table = getattr(cfg, name)
-        folder = chosen_adapter(table.adapter, cfg.llm.model, name)
-        if folder:
-            adapter = _adapter_for(name, folder)
-            cfg = cfg.model_copy(update={name: table.model_copy(update=adapter.settings)})
-        models.append(find_adapted_model(cfg.llm.model, folder) if folder else llm)
-    return cfg, models
-
-
-def _adapter_for(task: str, folder: str) -> Adapter:
-    adapter = read_adapter(folder)
-    if adapter.task != task:
-        raise ModelError(f"{folder} is an adapter for {adapter.task}, not for {task}; take one that was trained for it")
-    return adapter
 
 
 def _generate(

@@ -37,9 +37,11 @@ def spare_cpus() -> int:
 def ray_cluster(
     object_store: int = LOCAL_OBJECT_STORE, cpus: int | None = None, metrics_port: int | None = None
 ) -> Iterator[None]:
-    """Join the running Ray, or start one that ends with the block. Nothing listens beyond loopback.
+    """Join the running Ray, or start one that ends with the block.
 
-    One that is started gets `object_store` bytes, counts `cpus` CPUs, and exports metrics on `metrics_port`.
+    One that is started gets `object_store` bytes, counts `cpus` CPUs, and exports metrics on `metrics_port`. Its own
+    ports are open on every address of the machine, whatever one asks for, and want its token (~/.ray/auth_token); the
+    metrics answer whoever reaches them.
 
     Ray must not count less than 4 CPUs on a small machine: Ray Train's controller and worker, an engine and a
     reader are four actors, and Ray waits for ever rather than sharing a core between them.

@@ -92,7 +92,7 @@ class Load:
 
     def __init__(self, url, clients=4, pause=0.0, **asked):
         self.url, self.asked, self.pause = url, {"query": "red fox", "k": 5} | asked, pause
-        self.rows = []
+        self.rows, self.refusals = [], []
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
 
@@ -114,6 +114,8 @@ class Load:
                 try:
                     answer = client.post("/v1/search", json=self.asked)
                     version = answer.json().get("version") if answer.status_code == 200 else None
+                    if version is None:
+                        self.refusals.append(answer.text)
                     self.rows.append((began, answer.status_code, version, time.monotonic() - began))
                 except httpx.HTTPError as error:
                     self.rows.append((began, type(error).__name__, None, time.monotonic() - began))

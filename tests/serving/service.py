@@ -77,6 +77,25 @@ def held(searcher):
         release.set()
 
 
+@contextmanager
+def stopped_after_first_hits(searcher):
+    """Inside the block the decoder stops when it has told a stream its first hits, and rests until the block ends."""
+    told, go_on, tell = threading.Event(), threading.Event(), searcher.decoder._tell
+
+    def stopping(*what):
+        tell(*what)
+        if not told.is_set():
+            told.set()
+            go_on.wait()
+
+    searcher.decoder._tell = stopping
+    try:
+        yield
+    finally:
+        go_on.set()
+        searcher.decoder._tell = tell
+
+
 def until(condition, seconds=20.0):
     """Wait for what must come; the limit only bounds a failing test."""
     end = time.monotonic() + seconds

@@ -26,7 +26,9 @@ def service(index, tmp_path_factory):
         return " ".join(text.lower().split()[:4])
 
     metrics = Recorded()
-    cfg = settings(index, tmp_path_factory.mktemp("state"), limits={"k": 200, "draws": 200, "waiting": 16})
+    cfg = settings(
+        index, tmp_path_factory.mktemp("state"), limits={"k": 200, "draws": 200, "waiting": 16, "exhaustive": 100}
+    )
     with served(cfg, write=write, metrics=metrics) as (client, searcher):
         yield client, searcher, metrics
 
@@ -135,6 +137,8 @@ def test_indexes_tell_what_is_served(client):
         (b'{"query": "a", "index": "other"}', 404, "docs"),
         (b'{"query": "a", "docnos": ["nowhere"]}', 400, "nowhere"),
         (b'{"query": "a", "plan_ahead": 5}', 400, "postings"),
+        (b'{"queries": ["a", "b"], "mode": "exhaustive"}', 413, "allows 100"),
+        (b'{"query": "a", "k": ' + b"1" * 5000 + b"}", 400, "pars"),
         (b'{"query": "' + b"a" * 5000 + b'"}', 413, "5000"),
         (b'{"query": "' + b"a" * (1 << 20) + b'"}', 413, "bytes"),
     ],

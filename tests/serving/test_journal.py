@@ -56,6 +56,22 @@ def test_a_journal_that_became_shorter_is_read_again_from_the_beginning(tmp_path
     assert [change.docno for change in changes] == ["a", "n" * 300]
 
 
+def test_a_mark_is_found_again_unless_what_was_before_it_is_another(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    assert journal.position_of(None) == 0
+    mark = journal.mark(journal.append(SOME[:2]))
+    journal.append(SOME[2:])
+    assert journal.position_of(mark) == mark.position > 0
+    data = bytearray(journal.path.read_bytes())
+    data[10] ^= 1
+    journal.path.write_bytes(data)
+    assert journal.position_of(mark) == 0
+    os.truncate(journal.path, mark.position - 1)
+    assert journal.position_of(mark) == 0
+    with pytest.raises(IndexRefused, match="cut"):
+        journal.mark(mark.position)
+
+
 def test_a_damaged_line_is_refused_by_its_number(tmp_path):
     journal = Journal(tmp_path / "j.jsonl")
     journal.append(SOME)

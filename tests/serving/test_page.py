@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.serving.service import held, served, settings, tiny_index, until
+from tests.serving.service import held, served, settings, stopped_after_first_hits, tiny_index, until
 from zerogr_ray.serving.keys import new_key, read_keys
 
 BROWSER = pytest.mark.skipif(
@@ -110,26 +109,11 @@ def test_a_search_by_keyboard_shows_hits_with_temperature_latency_and_version(pa
 
 def test_hits_appear_one_by_one_before_the_search_has_ended(page, service):
     """The decoder is stopped in the middle of a search: what was drawn until then is on the page."""
-    searcher = service[1]
-    told, go_on = threading.Event(), threading.Event()
-    tell = searcher.decoder._tell
-
-    def stopping(work, hits, titles, version):
-        tell(work, hits, titles, version)
-        if not told.is_set():
-            told.set()
-            go_on.wait()
-
-    searcher.decoder._tell = stopping
-    try:
+    with stopped_after_first_hits(service[1]):
         type_and_enter(page, "open the web browser")
-        told.wait()
         until(lambda: texts(page, "#hits li"))
         assert "drawing" in said(page)
         some = len(texts(page, "#hits li"))
-    finally:
-        go_on.set()
-        searcher.decoder._tell = tell
     until(lambda: "documents in" in said(page))
     assert len(texts(page, "#hits li")) == 10 > some
 
@@ -168,6 +152,8 @@ def test_overload_is_said_on_the_page_with_the_time_to_wait(page, service, shots
 def test_nothing_is_loaded_from_elsewhere_and_nothing_goes_wrong(page, service):
     type_and_enter(page, "red fox")
     until(lambda: "documents in" in said(page))
+    page.get(f"{service[0].base_url}/docs")
+    until(lambda: "/v1/search" in "".join(texts(page, ".opblock-summary-path")))
     sent = [json.loads(row["message"])["message"] for row in page.get_log("performance")]
     asked = [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
     own = str(service[0].base_url)

@@ -16,7 +16,7 @@ from tests.serving.service import held, replica, settings, tiny_index, until
 from zerogr_ray.config import DecodeConfig
 from zerogr_ray.decoding.job import Request
 from zerogr_ray.errors import IndexRefused, InputError
-from zerogr_ray.serving.control import activate, roll_back
+from zerogr_ray.serving.control import activate, compact, follow_settings, roll_back
 from zerogr_ray.serving.decoder import Work
 from zerogr_ray.serving.errors import NotFound, Unavailable
 from zerogr_ray.serving.state import State
@@ -173,6 +173,62 @@ def test_one_call_rolls_back_and_changes_stay(cfg, second):
         until(lambda: len(searcher._loaded["docs"]) == 1)
 
 
+def test_folding_the_journal_loses_no_change_that_is_made_meanwhile(cfg, tmp_path):
+    with replica(cfg) as searcher:
+        first = searcher.current["docs"].label
+        change(searcher, "new", "red fox web")
+        change(searcher, "d5")
+        told = []
+
+        def meanwhile(line):
+            told.append(line.split("\t")[0])
+            if told[-1] == "written":
+                change(searcher, "later", "json line")
+                change(searcher, "d6")
+
+        ref = compact(searcher.state, "docs", tmp_path / "v2", meanwhile, seconds=60, dtype="float32")
+        assert told == ["written", "verified", "switched", "active"]
+        expected = {f"d{i}" for i in range(60)} - {"d5", "d6"} | {"new", "later"}
+        for version in (ref.version, first, ref.version):
+            answer = ask(searcher)
+            assert answer.version == version
+            assert set(docnos(answer)) == expected
+            assert answer.titles["new"] == "Title of new"
+            roll_back(searcher.state, "docs", seconds=60)
+        roll_back(searcher.state, "docs", seconds=60)
+    with replica(cfg) as searcher:
+        assert ask(searcher).version == ref.version
+        assert set(docnos(ask(searcher))) == expected
+        facts = searcher.current["docs"].facts()
+        assert (facts["added"], facts["removed"]) == (1, 1), "what was folded is not applied again"
+
+
+def test_what_was_folded_counts_for_a_version_built_without_it(cfg, second, tmp_path):
+    with replica(cfg) as searcher:
+        change(searcher, "d5")
+        compact(searcher.state, "docs", tmp_path / "v2", seconds=60, dtype="float32")
+        activate(searcher.state, "docs", second, seconds=60)
+        assert "d5" not in docnos(ask(searcher))
+
+
+def test_folding_is_refused_where_it_would_change_something_else(cfg, second, tmp_path):
+    with replica(cfg) as searcher:
+        with pytest.raises(InputError, match="nothing to fold"):
+            compact(searcher.state, "docs", tmp_path / "v2")
+        change(searcher, "d5")
+        with pytest.raises(InputError, match="is there already"):
+            compact(searcher.state, "docs", second)
+
+        def meanwhile(line):
+            if line.startswith("written"):
+                activate(searcher.state, "docs", second, seconds=60)
+
+        with pytest.raises(InputError, match="activated meanwhile"):
+            compact(searcher.state, "docs", tmp_path / "v2", meanwhile, seconds=60, dtype="float32")
+        versions = searcher.state.versions()["docs"]
+        assert (Path(versions.active.path), versions.candidate) == (second, None)
+
+
 def test_a_bad_version_is_refused_and_the_one_before_goes_on(cfg, second, tmp_path):
     with replica(cfg) as searcher:
         first = ask(searcher).version
@@ -217,6 +273,23 @@ def test_what_was_activated_while_nothing_ran_answers_at_the_next_start(cfg, sec
         assert ask(searcher).version == ref.version
 
 
+def test_settings_that_name_another_folder_bring_it_in_and_unchanged_ones_decide_nothing(cfg, index, second, tmp_path):
+    state = State(cfg.state)
+    follow_settings(state, cfg.indexes)  # nothing has run yet
+    with replica(cfg) as searcher:
+        first = ask(searcher).version
+        follow_settings(state, cfg.indexes, seconds=60)
+        assert ask(searcher).version == first
+        follow_settings(state, {"docs": str(second)}, seconds=60)
+        assert ask(searcher).version != first
+        roll_back(state, "docs", seconds=60)
+        follow_settings(state, {"docs": str(second)}, seconds=60)
+        assert ask(searcher).version == first, "the settings are as they were, the operator has decided since"
+        with pytest.raises(IndexRefused, match="does not exist"):
+            follow_settings(state, {"docs": str(tmp_path / "nothing")}, seconds=60)
+        assert ask(searcher).version == first
+
+
 def test_an_index_deleted_from_disk_goes_on_answering(tmp_path):
     folder = tiny_index(tmp_path / "gone")
     with replica(settings(folder, tmp_path / "state")) as searcher:
@@ -237,6 +310,34 @@ def test_a_request_that_nobody_waits_for_is_not_decoded(cfg):
         other.result()
         until(lambda: decoded)
         assert decoded == [1]
+
+
+def test_a_request_that_was_given_up_does_not_hold_the_decoder(cfg):
+    with replica(cfg) as searcher:
+        version, waves, works = searcher.current["docs"], [], []
+        real = version.retriever.forward
+
+        def forward():
+            made = real()
+            wave = made.wave
+
+            def giving_up(*asked):
+                waves.append(1)
+                works[0].cancelled = True
+                return wave(*asked)
+
+            made.wave = giving_up
+            return made
+
+        version.retriever.forward = forward
+        try:
+            works.append(Work("docs", [Request("fox", 200)]))
+            searcher.decoder.submit(works[0])
+            until(lambda: waves and searcher.decoder.busy_since is None)
+        finally:
+            version.retriever.forward = real
+        assert len(waves) == 1
+        assert len(docnos(ask(searcher))) == 60
 
 
 def test_one_bad_request_does_not_spoil_the_round_it_is_in(cfg):

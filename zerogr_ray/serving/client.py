@@ -16,7 +16,8 @@ import httpx
 from zerogr_ray.errors import InputError, ZeroGRError
 from zerogr_ray.serving.errors import Overloaded, Unavailable
 
-AGAIN = (429, 502, 503, 504)
+AGAIN = (408, 429, 502, 503, 504)
+"""Statuses after which the same request may be answered; 408 is what Ray Serve says of one that it gave up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,10 @@ class Answer:
 
 
 class Client:
-    """Asks a service. 429 and 503 are tried again, after as long as the service asks for; so is a lost connection."""
+    """Asks a service. What was refused for want of room, or lost with a replica, is tried again.
+
+    That is 429 and 503, after as long as the service asks for; and lost connections and what a proxy says of them.
+    """
 
     def __init__(self, url: str, key: str | None = None, timeout: float = 90.0, retries: int = 4) -> None:
         """`timeout` in seconds for one try; `retries` further tries. Close it, or use it in a `with` block."""
@@ -86,20 +90,20 @@ class Client:
     def stream(self, query: str, k: int = 10, index: str | None = None, **settings: Any) -> Iterator[RemoteHit]:
         """Each hit as it is drawn. A stream that has begun is not tried again. Raises as `search`."""
         asked = {"query": query, "k": k, **({"index": index} if index else {}), **settings}
-        with self._http.stream("POST", "/v1/search?stream=true", json=asked) as answer:
-            if answer.status_code != 200:
-                answer.read()
-                raise _refusal(answer)
-            kind = ""
-            for line in answer.iter_lines():
-                if line.startswith("event: "):
-                    kind = line[7:]
-                elif line.startswith("data: ") and kind == "hit":
-                    yield _hit(json.loads(line[6:]))
-                elif line.startswith("data: ") and kind == "error":
-                    raise Unavailable(json.loads(line[6:])["error"]["message"])
-        if kind != "done":
-            raise Unavailable(f"{self.url}: the stream broke off; ask again")
+        for attempt in range(self.retries + 1):
+            begun = False
+            try:
+                with self._http.stream("POST", "/v1/search?stream=true", json=asked) as answer:
+                    if begun := answer.status_code == 200:
+                        yield from self._hits(answer)
+                        return
+                    answer.read()
+            except httpx.TransportError as error:
+                if begun:
+                    raise Unavailable(f"{self.url}: the stream broke off ({error}); ask again") from None
+                self._wait(attempt, error)
+            else:
+                self._wait(attempt, answer)
 
     def indexes(self) -> list[dict[str, Any]]:
         """The indexes of the service."""
@@ -118,25 +122,58 @@ class Client:
         where = f"/v1/documents/{quote(docno, safe='')}" + (f"?index={quote(index)}" if index else "")
         self._call("DELETE", where)
 
+    def _hits(self, answer: httpx.Response) -> Iterator[RemoteHit]:
+        kind = ""
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                kind = line[7:]
+            elif line.startswith("data: ") and kind == "hit":
+                yield _hit(json.loads(line[6:]))
+            elif line.startswith("data: ") and kind == "error":
+                raise Unavailable(json.loads(line[6:])["error"]["message"])
+        if kind != "done":
+            raise Unavailable(f"{self.url}: the stream broke off; ask again")
+
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         for attempt in range(self.retries + 1):
-            last = attempt == self.retries
             try:
                 answer = self._http.request(method, path, json=body)
             except httpx.TransportError as error:
-                if last:
-                    raise Unavailable(f"{self.url} does not answer ({error}); is it running? zerogr serve") from None
-                wait = 0.25 * 2**attempt
-            else:
-                if answer.status_code < 300:
-                    said: dict[str, Any] = answer.json()
-                    return said
-                if last or answer.status_code not in AGAIN:
-                    raise _refusal(answer)
-                asked = answer.headers.get("retry-after", "")
-                wait = float(asked) if asked.isdigit() else 0.25 * 2**attempt
-            time.sleep(min(30.0, wait) * random.uniform(1.0, 1.25))  # not all callers at the same moment
+                self._wait(attempt, error)
+                continue
+            if answer.status_code < 300:
+                return self._read(answer)
+            if method == "DELETE" and answer.status_code == 404 and attempt:
+                return {}  # the try before has deleted it, and its answer was lost
+            self._wait(attempt, answer)
         raise AssertionError("the last attempt returns or raises")
+
+    def _read(self, answer: httpx.Response) -> dict[str, Any]:
+        try:
+            said = answer.json()
+        except ValueError:
+            said = None
+        if not isinstance(said, dict):
+            raise InputError(f"{answer.request.url} answers, but not as a search service does; is the address right?")
+        return said
+
+    def _wait(self, attempt: int, what: httpx.Response | httpx.TransportError) -> None:
+        """Wait before the next try; raises what the caller shall be told where there is none."""
+        last, wait = attempt == self.retries, 0.25 * 2**attempt
+        if isinstance(what, httpx.Response):
+            if last or not _may_succeed(what):
+                raise _refusal(what)
+            asked = what.headers.get("retry-after", "")
+            wait = float(asked) if asked.isdigit() else wait
+        elif last:
+            raise Unavailable(f"{self.url} does not answer ({what}); is it running? zerogr serve") from None
+        time.sleep(min(30.0, wait) * random.uniform(1.0, 1.25))  # not all callers at the same moment
+
+
+def _may_succeed(answer: httpx.Response) -> bool:
+    """Whether the same request may be answered later. A 500 that is not in the service's own form is its proxy's."""
+    lost = answer.status_code == 500 and not answer.headers.get("content-type", "").startswith("application/json")
+    return answer.status_code in AGAIN or lost
 
 
 def _refusal(answer: httpx.Response) -> ZeroGRError:

@@ -26,13 +26,18 @@ def serve(
     keys: Annotated[str | None, typer.Option(help="File of API keys; see zerogr key.")] = None,
     activate: Annotated[str | None, typer.Option(help="Let this version answer instead, and return.")] = None,
     rollback: Annotated[bool, typer.Option("--rollback", help="Back to the version before, and return.")] = False,
-    name: Annotated[str | None, typer.Option(help="Which index --activate and --rollback mean.")] = None,
+    compact: Annotated[
+        str | None, typer.Option(metavar="OUT", help="Fold the changes since the build into a new version, and return.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Which index --activate, --rollback, --compact mean.")] = None,
 ) -> None:
     """Serve indexes over HTTP until Ctrl-C; or change which version a running service answers from.
 
     Example: zerogr serve indexes/docs --port 8000
 
     Example: zerogr serve indexes/docs --activate indexes/docs-v2
+
+    Example: zerogr serve indexes/docs --compact indexes/docs-v3
     """
     from zerogr_ray.serving.config import ServiceConfig, service_of
 
@@ -49,16 +54,18 @@ def serve(
     def say(line: str) -> None:
         print(line, flush=True)
 
-    if activate or rollback:
+    if activate or rollback or compact:
         from zerogr_ray.serving import control
         from zerogr_ray.serving.state import State
 
-        if activate and rollback:
-            raise InputError("--activate and --rollback exclude each other; give one")
+        if [activate is not None, rollback, compact is not None].count(True) > 1:
+            raise InputError("--activate, --rollback and --compact exclude each other; give one")
         which = name or cfg.default
         folder = State(cfg.state)
         if activate:
             control.activate(folder, which, activate, say)
+        elif compact:
+            control.compact(folder, which, compact, say, dtype=cfg.dtype)
         else:
             control.roll_back(folder, which, say)
         return

@@ -36,6 +36,8 @@ class LimitsConfig(Strict):
     """Queries in one request."""
     query_chars: int = Field(4000, ge=1)
     """Characters of a query, and of an instruction."""
+    exhaustive: int = Field(5000, ge=0)
+    """Docids that mode exhaustive may score for one request, of all its queries together."""
     docnos: int = Field(10_000, ge=1)
     """Documents in a filter."""
     text_chars: int = Field(100_000, ge=1)

@@ -214,6 +214,7 @@ class Decoder:
         for start in range(0, len(every), self.batch):
             self._run(version, every[start : start + self.batch], effort)
         version.catch_up()
+        jobs = [(work, made) for work, made in jobs if not work.cancelled]  # given up meanwhile, and maybe not ended
         hits = {id(job): job.hits() for _, made in jobs for job in made}
         titles = version.titles(list({hit.docno for found in hits.values() for hit in found}))
         for work, made in jobs:
@@ -238,7 +239,7 @@ class Decoder:
             setattr(effort, phase, getattr(effort, phase) + time.monotonic() - began)
             share = forward.cached_tokens / version.retriever.cache.tokens_per_batch
             effort.cache_share = max(effort.cache_share, share)
-            if over:
+            if over or all(work.cancelled for _, work, _ in batch):
                 break
             for job, work, _ in batch:
                 if work.on_hits and not work.cancelled and len(certain := job.hits()) > work.given:

@@ -32,6 +32,14 @@ class Change:
     title: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a journal, with the crc32 of all that is before it."""
+
+    position: int
+    crc32: int
+
+
 class Journal:
     """The journal in one file. Any number of processes may read and append."""
 
@@ -88,6 +96,28 @@ class Journal:
                 )
             changes.append(change)
         return changes, position + len(whole)
+
+    def mark(self, position: int) -> Mark:
+        """The place at `position`, to be found again with `position_of`. Raises IndexRefused where it is gone."""
+        code = self._crc32(position)
+        if code is None:
+            raise IndexRefused(f"{self.path} was cut to before byte {position} while it was read; try again")
+        return Mark(position, code)
+
+    def position_of(self, mark: Mark | None) -> int:
+        """Where to go on reading after `mark`; the beginning where the journal was cut or replaced since."""
+        return mark.position if mark is not None and self._crc32(mark.position) == mark.crc32 else 0
+
+    def _crc32(self, position: int) -> int | None:
+        """Of the first `position` bytes; None where there are fewer."""
+        code, left = 0, position
+        try:
+            with self.path.open("rb") as file:
+                while left and (part := file.read(min(left, 1 << 20))):
+                    code, left = zlib.crc32(part, code), left - len(part)
+        except FileNotFoundError:
+            pass
+        return None if left else code
 
     def _whole(self, handle: int) -> int:
         """Where the last whole line ends; what comes after it is moved out of the way."""

@@ -14,6 +14,7 @@ from zerogr_ray.errors import InputError, ModelError
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.index.manifest import pinned, read_manifest
 from zerogr_ray.serving.config import ServiceConfig
+from zerogr_ray.serving.control import follow_settings
 from zerogr_ray.serving.state import State
 
 APP = "zerogr"
@@ -26,6 +27,7 @@ def serve_until_told(cfg: ServiceConfig, say: Callable[[str], None]) -> None:
     quiet_ray()
     app = application(cfg)
     _port_is_free(cfg)
+    follow_settings(State(cfg.state), cfg.indexes, say)
     known = State(cfg.state).versions()
     for name, path in cfg.indexes.items():  # here a damaged index is one sentence, in a replica it is Serve's traceback
         open_index(known[name].active.path if name in known else path)
@@ -50,6 +52,8 @@ def serve_until_told(cfg: ServiceConfig, say: Callable[[str], None]) -> None:
                         say(f"index\t{name}\t{versions.active.version}\t{versions.active.path}")
                         if versions.active.path != pinned(given := cfg.indexes[name]):
                             say(f"note\t{name}\twas switched by --activate; to serve {given}: --activate {given}")
+                if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+                    say("note\thaproxy\tits statistics answer on every address; let nobody reach ports 8404 and 9101")
                 say(f"ready\thttp://{cfg.host}:{cfg.port}")
             told.wait()
         finally:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from zerogr_ray.decoding.job import Request
 from zerogr_ray.errors import IndexRefused, ModelError, ZeroGRError
 from zerogr_ray.rows import Hit
+from zerogr_ray.s3 import place_of
 from zerogr_ray.serving.config import ServiceConfig
 from zerogr_ray.serving.decoder import Decoder, Effort, Found, Work
-from zerogr_ray.serving.errors import NotFound, Unavailable
+from zerogr_ray.serving.errors import NotFound, TooLarge, Unavailable
 from zerogr_ray.serving.journal import Change
 from zerogr_ray.serving.state import Beat, State, VersionRef, Versions
 from zerogr_ray.serving.version import Version, ref_of
@@ -62,7 +63,7 @@ class Searcher:
         try:
             for name, path in self.cfg.indexes.items():
                 if name not in self.state.versions():
-                    self.state.change(name, partial(_unless_known, Versions(ref_of(path))))
+                    self.state.change(name, partial(_unless_known, Versions(ref_of(path), configured=place_of(path))))
                 active = self.state.versions()[name].active
                 self.current[name] = self._loaded[name][active] = self._opened(name, active)
         except BaseException:
@@ -93,7 +94,10 @@ class Searcher:
         requests: list[Request],
         on_hits: Callable[[list[Hit], dict[str, str], str], None] | None = None,
     ) -> Found:
-        """Answer the requests by one version. Raises Overloaded at once, Unavailable when it took too long."""
+        """Answer the requests by one version. Raises Overloaded and TooLarge at once, Unavailable after too long."""
+        if (size := sum(map(self.current[name].exhausted, requests))) > self.cfg.limits.exhaustive:
+            allowed = self.cfg.limits.exhaustive
+            raise TooLarge(f"mode exhaustive would score {size} docids, this service allows {allowed}; see top_k")
         work = Work(name, requests, on_hits)
         found: Found = await self._within(self.decoder.submit(work), work)
         return found
@@ -103,7 +107,10 @@ class Searcher:
         if docid is None:
             if self._write is None:
                 raise Unavailable("this service has no model that writes docids; send a docid with the document")
-            docid = await self._write(docno, title, text)
+            try:
+                docid = await asyncio.wait_for(self._write(docno, title, text), self.cfg.limits.seconds)
+            except TimeoutError:
+                raise Unavailable("no docid was written in time; try again later, or send one") from None
         written = docid
 
         def check() -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from zerogr_ray.errors import IndexRefused
-from zerogr_ray.serving.journal import Journal
+from zerogr_ray.serving.journal import Journal, Mark
 from zerogr_ray.store import Folder, local_path
 
 ALIVE = 10.0
@@ -34,6 +34,8 @@ class VersionRef:
 
     path: str
     version: str
+    folded: Mark | None = field(default=None, compare=False)
+    """How far the journal is in it already; None for a version that was built from documents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Versions:
     previous: VersionRef | None = None
     candidate: VersionRef | None = None
     """What replicas load and warm while they go on answering from the active one."""
+    configured: str | None = None
+    """Folder that the service's settings named when they last decided which version is active."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,16 @@ class State:
 
 
 def _versions(said: dict[str, dict[str, Any]]) -> dict[str, Versions]:
-    def ref(said: dict[str, str] | None) -> VersionRef | None:
-        return VersionRef(**said) if said else None
+    def ref(said: dict[str, Any] | None) -> VersionRef | None:
+        return known(said) if said else None
+
+    def known(said: dict[str, Any]) -> VersionRef:
+        folded = said.get("folded")
+        return VersionRef(said["path"], said["version"], Mark(**folded) if folded else None)
 
     return {
-        name: Versions(VersionRef(**roles["active"]), ref(roles.get("previous")), ref(roles.get("candidate")))
+        name: Versions(
+            known(roles["active"]), ref(roles.get("previous")), ref(roles.get("candidate")), roles.get("configured")
+        )
         for name, roles in said.items()
     }

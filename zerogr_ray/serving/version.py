@@ -12,6 +12,7 @@ from zerogr_ray.serving.journal import Change, Journal
 from zerogr_ray.serving.state import VersionRef
 
 if TYPE_CHECKING:
+    from zerogr_ray.decoding.job import Request
     from zerogr_ray.decoding.retriever import Retriever
 
 
@@ -21,7 +22,7 @@ class Version:
     def __init__(self, name: str, ref: VersionRef, retriever: Retriever, journal: Journal) -> None:
         self.name, self.ref, self.retriever, self.journal = name, ref, retriever, journal
         self.label = label_of(retriever.bundle.manifest)
-        self.position = 0
+        self.position = journal.position_of(ref.folded)
         self.skipped = 0
         """Additions that this version's tokenizer cannot write."""
 
@@ -44,6 +45,14 @@ class Version:
         tokens = self.retriever.format.docids([docid])[0]
         if not tokens or self.retriever.format.end in tokens:
             raise InputError(f"the docid {docid!r} cannot be written by the model of {self.name}; choose other words")
+
+    def exhausted(self, request: Request) -> int:
+        """Docids that mode exhaustive would score for it; 0 where it does not ask for that mode."""
+        if request.settings.get("mode") != "exhaustive":
+            return 0
+        every = self.retriever.live.counts["living"] if request.docnos is None else len(request.docnos)
+        planned: int = request.settings.get("plan_ahead", self.retriever.bundle.decode.plan_ahead)
+        return min(every, planned) if planned else every
 
     def facts(self) -> dict[str, Any]:
         """What a caller may know of it."""

@@ -13,22 +13,24 @@ if TYPE_CHECKING:
 
 
 class DocidWriter:
-    """Writes one docid at a time. The model is loaded when the first is asked for."""
+    """Writes one docid at a time. The model, with its adapter, is loaded when the first is asked for."""
 
     def __init__(self, cfg: DocIdConfig, llm: LLMConfig) -> None:
-        self.stage, self.llm = WriteDocIds(cfg), llm
-        self._engine: Engine | None = None
+        self.cfg, self.llm = cfg, llm
+        self._loaded: tuple[WriteDocIds, Engine] | None = None
         self._one = threading.Lock()
 
     def write(self, docno: str, title: str, text: str) -> str:
         """The docid of a document. Raises ModelError where the model cannot be had."""
         import pyarrow as pa
 
+        from zerogr_ray.adapters import find_writer
         from zerogr_ray.generation.engine import open_engine
-        from zerogr_ray.models import find_model
 
         with self._one:
-            if self._engine is None:
-                self._engine = open_engine(self.llm, find_model(self.llm.model))
+            if self._loaded is None:
+                model, cfg = find_writer(self.cfg, self.llm.model, "docids")
+                self._loaded = WriteDocIds(cfg), open_engine(self.llm, model)
+            stage, engine = self._loaded
             row = pa.table({"docno": [docno], "title": [title], "text": [text]})
-            return str(self.stage(row, self._engine)["docid"][0].as_py())
+            return str(stage(row, engine)["docid"][0].as_py())
