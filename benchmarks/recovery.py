@@ -1,0 +1,311 @@
+"""What a fault costs: `zerogr index` on three Ray nodes and an S3 server, hit in each stage by each fault.
+
+    python benchmarks/recovery.py --out benchmarks/results/recovery.json --minutes 9
+    python benchmarks/recovery.py --out … --cells training/disk publish/store --again
+
+stages   docids, queries, training, trie, publish
+faults   actor    kill -9 the process that does the work
+         node     kill -9 all processes of its node at once
+         driver   kill -9 the command
+         store    kill -9 the S3 server, which comes back a minute later
+         disk     fill the disk of the node that works until no byte is left, make room when the command gives up
+
+A fault comes when the stage has committed something and has more that is done but not yet committed: the worst moment,
+and always the same, for the worker waits there (tests/recovery/watched.py). After a fault that ends the command it is
+run again. The nodes are raylets with a disk and a cache of their own, on one machine; the head, where the command runs,
+has no CPUs for Ray. The model is a tiny Llama with random weights, the documents are real. A cell that the file has from
+the same code (the git tree of zerogr_ray) is not run again. Needs root, or another right to mount.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+import pytest
+
+from tests.recovery.cluster import Cluster, Node, cluster, end, may_mount
+from tests.recovery.watched import WATCH
+from tests.storage.server import OWNER, Server
+from tests.tiny import save_tiny
+from zerogr_ray.demo.stdlib import stdlib_documents
+from zerogr_ray.errors import ZeroGRError
+from zerogr_ray.index.bundle import open_index
+from zerogr_ray.store import Folder
+
+STAGES = ("docids", "queries", "training", "trie", "publish")
+FAULTS = ("actor", "node", "driver", "store", "disk")
+AWAY = 60
+"""Seconds that the store is away."""
+
+DOCUMENTS = 48
+SHARD = 8
+TRIES = 4
+"""Times that the command is run at most."""
+
+LIMIT = 400
+"""Seconds that one of them may take: more is a hang."""
+
+SETTINGS = {
+    "llm.engine": "transformers",
+    "llm.engines": 2,
+    "corpus.shard_rows": SHARD,
+    "docids.examples": 0,
+    "docids.max_new_tokens": 8,
+    "docids.distinct_rounds": 0,
+    "queries.examples": 0,
+    "queries.per_document": 4,
+    "queries.max_new_tokens": 8,
+    "queries.filter.repeats": 0,
+    "queries.filter.shared": "false",
+    "queries.filter.round_trip": 0,
+    "queries.passages": 4,
+    "training.epochs": 2,
+    "training.batch_examples": 4,
+    "training.held_out": 0.2,
+    "training.held_out_most": 24,
+    "training.patience": 0,
+    "training.checkpoint_seconds": 0.5,
+    "postings": "docids",
+    "calibration.texts": 2,
+    "calibration.queries": 16,
+}
+
+
+class Bench:
+    """The cluster, the store and what the cells share on it."""
+
+    def __init__(self, server: Server, nodes: Cluster, watch: Path, nodes_wanted: int) -> None:
+        self.server, self.nodes, self.watch, self.wanted = server, nodes, watch, nodes_wanted
+
+    def start(self, name: str) -> subprocess.Popen[str]:
+        """Begin the command of a cell."""
+        settings = {"model": "s3://docs/tiny", "llm.model": "s3://docs/tiny", **SETTINGS}
+        chosen = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        arguments = ["-m", "tests.recovery.watched", "index", "s3://docs/corpus.jsonl", f"s3://docs/{name}/index"]
+        with (self.watch / "stderr").open("ab") as log:
+            return self.nodes.command([*arguments, "--json", *chosen], stdout=log, stderr=log)
+
+    def said(self) -> str:
+        """The last line of the command."""
+        lines = (self.watch / "stderr").read_text(errors="replace").replace("\r", "\n").splitlines()
+        return next((line for line in reversed(lines) if line.strip()), "")
+
+    def begin(self, stage: str) -> None:
+        """A new journal; the stage will be held."""
+        for file in self.watch.iterdir():
+            file.unlink()
+        (self.watch / "hold").write_text(stage)
+        self.nodes.grow(self.wanted)
+        for node in (self.nodes.head, *self.nodes.nodes):
+            node.make_room()
+            node.forget()
+
+    def held(self, process: subprocess.Popen[str]) -> int:
+        """Wait until the stage is held; the process that stands there."""
+        until = time.monotonic() + LIMIT
+        while not (self.watch / "held").exists():
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the run never came to the moment of the fault: {self.said()}")
+            time.sleep(0.02)
+        return int((self.watch / "held").read_text())
+
+    def redone(self) -> dict[str, int]:
+        """Rows by stage that were begun more than once."""
+        counted: dict[str, int] = {}
+        seen = set()
+        for line in (self.watch / "journal.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            if (row["stage"], row["what"]) in seen:
+                counted[row["stage"]] = counted.get(row["stage"], 0) + row["rows"]
+            seen.add((row["stage"], row["what"]))
+        return counted
+
+
+@contextmanager
+def bench(nodes: int = 2, mounted: bool = True) -> Iterator[Bench]:
+    """A store with the corpus and the model, and a cluster of a head and `nodes` nodes."""
+    with tempfile.TemporaryDirectory(prefix="recovery") as scratch, pytest.MonkeyPatch.context() as patch:
+        folder = Path(scratch)
+        server = Server(folder / "s3")
+        server.start()
+        try:
+            server.wait()
+            server.use(patch, *OWNER)
+            patch.setenv("ZEROGR_CACHE", str(folder / "cache"))
+            patch.setenv(WATCH, str(folder / "watch"))
+            patch.setenv("HF_HUB_OFFLINE", "1")
+            (folder / "watch").mkdir()
+            rows = [{"_id": d.docno, "title": d.title, "text": d.text} for d in stdlib_documents(120)[:DOCUMENTS]]
+            Folder("s3://docs").write("corpus.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+            Folder("s3://docs/tiny").upload(save_tiny(folder / "tiny"))
+            with cluster(dict(os.environ), nodes, mounted) as found:
+                yield Bench(server, found, folder / "watch", nodes)
+        finally:
+            server.kill()
+
+
+def outcome(name: str) -> dict[str, Any]:
+    """What a run has left: the index, opened and verified, and what its stages wrote, by digests."""
+    bundle = open_index(f"s3://docs/{name}/index")
+    rows = sorted((row["docno"], row["docid"]) for row in bundle.documents.to_pylist())
+    found: dict[str, Any] = {"documents": len(rows), "docnos": len({docno for docno, _ in rows}), "index": _sha(rows)}
+    work = Folder(f"s3://docs/{name}/index.work")
+    for stage in ("docids", "queries"):
+        shards = [file for file in work.files() if file.startswith(f"{stage}-") and file.endswith(".parquet")]
+        found[stage] = _sha([row for shard in shards for row in work.read_table(shard).to_pylist()])
+    return {**found, "weights": bundle.manifest["model"]["fingerprint"], "decode": _sha(bundle.manifest["decode"])}
+
+
+def undisturbed(on: Bench) -> dict[str, Any]:
+    """The run that all others are compared with."""
+    on.begin("none")
+    began = time.monotonic()
+    process = on.start("undisturbed")
+    if process.wait(LIMIT):
+        raise RuntimeError(f"the undisturbed run failed: {on.said()}")
+    seconds = round(time.monotonic() - began, 1)
+    left = outcome("undisturbed")
+    if left["documents"] != DOCUMENTS or on.redone():
+        raise RuntimeError(f"the undisturbed run is not as it should be: {left}, redone {on.redone()}")
+    return {"seconds": seconds, **left}
+
+
+def hit(on: Bench, stage: str, fault: str, plain: dict[str, Any]) -> dict[str, Any]:
+    """One cell: run, fault, run again until it ends well; what that cost and whether the end is the same."""
+    name = f"{stage}-{fault}"
+    # A publish has no worker of its own but the one that compares ways of decoding, just before the upload.
+    moment = "judge" if stage == "publish" and fault in ("actor", "node", "disk") else stage
+    on.begin(moment)
+    began = time.monotonic()
+    process = on.start(name)
+    try:
+        pid = on.held(process)
+        full = _inject(on, fault, stage, pid, process)
+        (on.watch / "go").touch()
+        if fault == "store":
+            time.sleep(AWAY)
+            on.server.start()
+            on.server.wait()
+        tries, failures = 1, []
+        while _ended(process) != 0:
+            failures.append("killed" if process.returncode == -9 else f"{process.returncode}: {on.said()}")
+            if full is not None:
+                full.make_room()
+            if tries == TRIES:
+                break
+            tries += 1
+            process = on.start(name)
+    finally:
+        end(process)
+    seconds = time.monotonic() - began
+    cell: dict[str, Any] = {"stage": stage, "fault": fault, "runs": tries, "failures": failures}
+    cell |= {"rows_redone": on.redone(), "seconds_lost": round(seconds - plain["seconds"], 1)}
+    if process.returncode != 0:
+        return {**cell, "equal": False, "why": failures[-1]}
+    try:
+        left = outcome(name)
+    except (ZeroGRError, OSError) as error:
+        return {**cell, "equal": False, "why": str(error)}
+    differing = [what for what, value in left.items() if value != plain[what]]
+    return {**cell, "equal": not differing, **({"why": f"differs in {', '.join(differing)}"} if differing else {})}
+
+
+def _inject(on: Bench, fault: str, stage: str, pid: int, process: subprocess.Popen[str]) -> Node | None:
+    """Bring the fault about; the node whose disk is full now."""
+    if fault == "actor":
+        os.kill(pid, 9)
+    elif fault == "driver":
+        end(process)
+    elif fault == "store":
+        on.server.kill()
+    elif fault == "node":
+        node = on.nodes.node_of(pid)
+        if node is on.nodes.head:
+            raise RuntimeError(f"{stage} is held on the head, which no run survives")
+        node.kill()
+    else:
+        # The trie and the index are written where the command runs.
+        node = on.nodes.head if stage in ("trie", "publish") else on.nodes.node_of(pid)
+        node.fill()
+        return node
+    return None
+
+
+def _ended(process: subprocess.Popen[str]) -> int:
+    try:
+        return process.wait(LIMIT)
+    except subprocess.TimeoutExpired:
+        end(process)
+        return -9
+
+
+def _sha(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _code() -> str:
+    """The git tree of the package; with a + where it was changed since."""
+    tree = subprocess.run(["git", "rev-parse", "--short", "HEAD:zerogr_ray"], cwd=ROOT, capture_output=True, text=True)
+    changed = subprocess.run(["git", "status", "--porcelain", "zerogr_ray"], cwd=ROOT, capture_output=True, text=True)
+    return tree.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def main() -> None:
+    """Run the cells that are missing, write the file after each, print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = [f"{stage}/{fault}" for stage in STAGES for fault in FAULTS]
+    parser.add_argument("--cells", nargs="+", default=every, choices=every, metavar="STAGE/FAULT")
+    parser.add_argument("--again", action="store_true", help="also those that are in the file")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell later than this")
+    parser.add_argument("--out", type=Path, help="JSON file that the cells are put into")
+    given = parser.parse_args()
+    if not may_mount():
+        sys.exit("recovery: this needs the right to mount a tmpfs; run it as root")
+    started, code = time.monotonic(), _code()
+    before = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
+    cells: dict[str, Any] = before.get("cells", {})
+    wanted = [
+        cell
+        for cell in given.cells
+        if given.again or cell not in cells or cells[cell]["code"] != code or code.endswith("+")
+    ]
+    if wanted:
+        with bench() as on:
+            plain = before.get("undisturbed", {})
+            if plain.get("code") != code or given.again:
+                plain = {**undisturbed(on), "code": code}
+            for cell in wanted:
+                if time.monotonic() - started > 60 * given.minutes:
+                    break
+                try:
+                    found = hit(on, *cell.split("/"), plain)
+                except RuntimeError as error:
+                    print(f"{cell}: {error}\n{(on.watch / 'stderr').read_text()[-3000:]}", file=sys.stderr)
+                    break
+                cells[cell] = {**found, "code": code}
+                print(json.dumps(cells[cell]), file=sys.stderr, flush=True)
+                said = {"documents": DOCUMENTS, "shard_rows": SHARD, "date": date.today().isoformat()}
+                result = {**said, "undisturbed": plain, "cells": {name: cells[name] for name in every if name in cells}}
+                if given.out:
+                    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(cells, indent=1))
+
+
+if __name__ == "__main__":
+    main()
