@@ -1,7 +1,7 @@
 """What a fault costs: `zerogr index` on three Ray nodes and an S3 server, hit in each stage by each fault.
 
-    python benchmarks/recovery.py --out benchmarks/results/recovery.json --minutes 9
-    python benchmarks/recovery.py --out … --cells training/disk publish/store --again
+    python -m benchmarks.recovery --out benchmarks/results/recovery.json --minutes 9
+    python -m benchmarks.recovery --out … --cells training/disk publish/store --again
 
 stages   docids, queries, training, trie, publish
 faults   actor    kill -9 the process that does the work
@@ -12,9 +12,9 @@ faults   actor    kill -9 the process that does the work
 
 A fault comes when the stage has committed something and has more that is done but not yet committed: the worst moment,
 and always the same, for the worker waits there (tests/recovery/watched.py). After a fault that ends the command it is
-run again. The nodes are raylets with a disk and a cache of their own, on one machine; the head, where the command runs,
-has no CPUs for Ray. The model is a tiny Llama with random weights, the documents are real. A cell that the file has from
-the same code (the git tree of zerogr_ray) is not run again. Needs root, or another right to mount.
+run again. The nodes are raylets with a disk and a cache of their own, on one machine; the head, where the command
+runs, has no CPUs for Ray. The model is a tiny Llama with random weights, the documents are real. A cell that the file
+has from the same code (the git tree of zerogr_ray) is not run again. Needs root, or another right to mount.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,10 +33,6 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).parent.parent
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
 
 import pytest
 
@@ -48,6 +45,7 @@ from zerogr_ray.errors import ZeroGRError
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.store import Folder
 
+ROOT = Path(__file__).parent.parent
 STAGES = ("docids", "queries", "training", "trie", "publish")
 FAULTS = ("actor", "node", "driver", "store", "disk")
 AWAY = 60
@@ -63,7 +61,6 @@ LIMIT = 400
 
 SETTINGS = {
     "llm.engine": "transformers",
-    "llm.engines": 2,
     "corpus.shard_rows": SHARD,
     "docids.examples": 0,
     "docids.max_new_tokens": 8,
@@ -277,6 +274,7 @@ def main() -> None:
     given = parser.parse_args()
     if not may_mount():
         sys.exit("recovery: this needs the right to mount a tmpfs; run it as root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the nodes and the store end with it
     started, code = time.monotonic(), _code()
     before = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
     cells: dict[str, Any] = before.get("cells", {})

@@ -31,6 +31,9 @@ from zerogr_ray.store import Folder, hash64
 from zerogr_ray.training.record import training_record
 from zerogr_ray.training.validation import FEWEST
 
+RESTARTS = 3
+"""Deaths of the process that compares ways of decoding that one build survives."""
+
 
 @dataclass(frozen=True)
 class Left:
@@ -152,7 +155,9 @@ def _chosen(
     import ray
 
     device = "cuda" if resources["num_gpus"] else "cpu"
-    judge: Any = ray.remote(**resources)(_Judge).remote(place, bundle.manifest, queries, device)
+    # Measured anew on another process or node where this one dies: what it says depends on nothing else.
+    lasting = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+    judge: Any = ray.remote(**resources, **lasting)(_Judge).remote(place, bundle.manifest, queries, device)
     among = list(ways(bundle))
     with progress("decoding", len(among), unit="ways", quiet=quiet) as bar:
 

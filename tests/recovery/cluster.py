@@ -123,7 +123,14 @@ class Cluster:
         port = self.address.rpartition(":")[2]
         self.count = 0
         self.head = self._start(
-            "--head", "--port", port, "--num-cpus", "0", "--include-dashboard", "false", *_port("ray-client-server-port")
+            "--head",
+            "--port",
+            port,
+            "--num-cpus",
+            "0",
+            "--include-dashboard",
+            "false",
+            *_port("ray-client-server-port"),
         )
         self.nodes: list[Node] = []
 

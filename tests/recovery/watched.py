@@ -34,6 +34,10 @@ TRIE_ROWS = 16
 """Docids of a shard whose priors are measured; 4096 outside."""
 
 
+STEPS = 5
+"""Steps after a checkpoint at which a training is held."""
+
+
 def note(stage: str, what: str, rows: int) -> None:
     """Write down that this process begins something."""
     line = {"stage": stage, "what": what, "rows": rows, "process": os.getpid()}
@@ -124,7 +128,7 @@ class WatchedFolder(Folder):
 
 
 def watched_worker(job: dict[str, Any]) -> None:
-    """A worker of Ray Train that notes its steps and can be held in one after its first copied checkpoint."""
+    """A worker of Ray Train that notes its steps and can be held some steps after its first copied checkpoint."""
     from zerogr_ray.training import loop
 
     train = loop.train
@@ -132,8 +136,10 @@ def watched_worker(job: dict[str, Any]) -> None:
     def watched_train(model: Any, stream: Any, cfg: Any, folder: Path, report: Any, *others: Any, **more: Any) -> Any:
         def noted(row: dict[str, Any]) -> None:
             note("training", str(row["step"]), cfg.batch_examples)
-            if held("training") and more["copies"].folder.names("checkpoint-", ".json"):
-                hold("training")
+            if held("training"):
+                kept = more["copies"].folder.names("checkpoint-", ".json")
+                if kept and row["step"] >= int(kept[-1][len("checkpoint-") : -len(".json")]) + STEPS:
+                    hold("training")
             report(row)
 
         return train(model, stream, cfg, folder, noted, *others, **more)
