@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from tests.tiny import save_tiny
 from zerogr_ray.demo.stdlib import stdlib_documents
 from zerogr_ray.errors import ZeroGRError
 from zerogr_ray.index.bundle import open_index
+from zerogr_ray.stage import Output, map_shards
 from zerogr_ray.store import Folder
 
 ROOT = Path(__file__).parent.parent
@@ -84,24 +86,32 @@ SETTINGS = {
 }
 
 
+@dataclass
 class Bench:
     """The cluster, the store and what the cells share on it."""
 
-    def __init__(self, server: Server, nodes: Cluster, watch: Path, nodes_wanted: int) -> None:
-        self.server, self.nodes, self.watch, self.wanted = server, nodes, watch, nodes_wanted
+    server: Server
+    nodes: Cluster
+    watch: Path
+    wanted: int
+    """Nodes that work when a cell begins."""
+    settings: dict[str, Any]
 
     def start(self, name: str) -> subprocess.Popen[str]:
         """Begin the command of a cell."""
-        settings = {"model": "s3://docs/tiny", "llm.model": "s3://docs/tiny", **SETTINGS}
+        settings = {"model": "s3://docs/tiny", "llm.model": "s3://docs/tiny", **self.settings}
         chosen = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         arguments = ["-m", "tests.recovery.watched", "index", "s3://docs/corpus.jsonl", f"s3://docs/{name}/index"]
         with (self.watch / "stderr").open("ab") as log:
             return self.nodes.command([*arguments, "--json", *chosen], stdout=log, stderr=log)
 
+    def log(self) -> str:
+        """What the command has said so far."""
+        return (self.watch / "stderr").read_text(errors="replace").replace("\r", "\n")
+
     def said(self) -> str:
-        """The last line of the command."""
-        lines = (self.watch / "stderr").read_text(errors="replace").replace("\r", "\n").splitlines()
-        return next((line for line in reversed(lines) if line.strip()), "")
+        """The last line of it."""
+        return next((line for line in reversed(self.log().splitlines()) if line.strip()), "")
 
     def begin(self, stage: str) -> None:
         """A new journal; the stage will be held."""
@@ -135,8 +145,8 @@ class Bench:
 
 
 @contextmanager
-def bench(nodes: int = 2, mounted: bool = True) -> Iterator[Bench]:
-    """A store with the corpus and the model, and a cluster of a head and `nodes` nodes."""
+def store() -> Iterator[tuple[Server, Path]]:
+    """An S3 server, with this process's environment for it, and a folder for a while."""
     with tempfile.TemporaryDirectory(prefix="recovery") as scratch, pytest.MonkeyPatch.context() as patch:
         folder = Path(scratch)
         server = Server(folder / "s3")
@@ -148,13 +158,20 @@ def bench(nodes: int = 2, mounted: bool = True) -> Iterator[Bench]:
             patch.setenv(WATCH, str(folder / "watch"))
             patch.setenv("HF_HUB_OFFLINE", "1")
             (folder / "watch").mkdir()
-            rows = [{"_id": d.docno, "title": d.title, "text": d.text} for d in stdlib_documents(120)[:DOCUMENTS]]
-            Folder("s3://docs").write("corpus.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-            Folder("s3://docs/tiny").upload(save_tiny(folder / "tiny"))
-            with cluster(dict(os.environ), nodes, mounted) as found:
-                yield Bench(server, found, folder / "watch", nodes)
+            yield server, folder
         finally:
             server.kill()
+
+
+@contextmanager
+def bench(settings: dict[str, Any] = SETTINGS, nodes: int = 2, mounted: bool = True) -> Iterator[Bench]:
+    """A store with the corpus and the model, and a cluster of a head and `nodes` nodes that work."""
+    with store() as (server, folder):
+        rows = [{"_id": d.docno, "title": d.title, "text": d.text} for d in stdlib_documents(120)[:DOCUMENTS]]
+        Folder("s3://docs").write("corpus.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        Folder("s3://docs/tiny").upload(save_tiny(folder / "tiny"))
+        with cluster(dict(os.environ), nodes, mounted) as found:
+            yield Bench(server, found, folder / "watch", nodes, settings)
 
 
 def outcome(name: str) -> dict[str, Any]:
@@ -184,7 +201,7 @@ def undisturbed(on: Bench) -> dict[str, Any]:
 
 
 def hit(on: Bench, stage: str, fault: str, plain: dict[str, Any]) -> dict[str, Any]:
-    """One cell: run, fault, run again until it ends well; what that cost and whether the end is the same."""
+    """One cell: run, fault, run again until it ends well; what that cost, and how the end differs from `plain`."""
     name = f"{stage}-{fault}"
     # A publish has no worker of its own but the one that compares ways of decoding, just before the upload.
     moment = "judge" if stage == "publish" and fault in ("actor", "node", "disk") else stage
@@ -212,15 +229,33 @@ def hit(on: Bench, stage: str, fault: str, plain: dict[str, Any]) -> dict[str, A
         end(process)
     seconds = time.monotonic() - began
     cell: dict[str, Any] = {"stage": stage, "fault": fault, "runs": tries, "failures": failures}
-    cell |= {"rows_redone": on.redone(), "seconds_lost": round(seconds - plain["seconds"], 1)}
+    cell |= {"rows_redone": on.redone(), "seconds_lost": round(seconds - plain.get("seconds", 0), 1)}
     if process.returncode != 0:
         return {**cell, "equal": False, "why": failures[-1]}
     try:
         left = outcome(name)
     except (ZeroGRError, OSError) as error:
         return {**cell, "equal": False, "why": str(error)}
-    differing = [what for what, value in left.items() if value != plain[what]]
+    differing = [what for what, value in left.items() if value != plain.get(what, value)]
     return {**cell, "equal": not differing, **({"why": f"differs in {', '.join(differing)}"} if differing else {})}
+
+
+def listing(objects: int) -> dict[str, Any]:
+    """Seconds that a stage of so many shards, all of them done, takes to find that out."""
+    stage = Output("docids", Folder("s3://docs/many/docids-0"))
+    names = [f"part-{number:06d}.parquet" for number in range(objects)]
+    began = time.monotonic()
+    for start in range(0, objects, 10_000):
+        stage.folder.fs.pipe({f"{stage.folder.path}/{name}": b"x" for name in names[start : start + 10_000]})
+    written = time.monotonic()
+    if (found := stage.shards()) != names:
+        raise RuntimeError(f"{len(found)} of {objects} shards are listed")
+    listed = time.monotonic()
+    task: Any = None
+    map_shards(stage, [(task, stage), (task, stage)], object, {}, {}, 1, lambda shard: 1, quiet=True)
+    figures = {"seconds_to_write": written - began, "seconds_to_list": listed - written}
+    figures["seconds_to_know"] = time.monotonic() - listed
+    return {"objects": objects, **{name: round(value, 1) for name, value in figures.items()}}
 
 
 def _inject(on: Bench, fault: str, stage: str, pid: int, process: subprocess.Popen[str]) -> Node | None:
@@ -267,7 +302,10 @@ def main() -> None:
     """Run the cells that are missing, write the file after each, print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     every = [f"{stage}/{fault}" for stage in STAGES for fault in FAULTS]
-    parser.add_argument("--cells", nargs="+", default=every, choices=every, metavar="STAGE/FAULT")
+    parser.add_argument("--cells", nargs="*", default=every, choices=every, metavar="STAGE/FAULT")
+    parser.add_argument(
+        "--objects", type=int, help="also list a stage of so many shards"
+    )
     parser.add_argument("--again", action="store_true", help="also those that are in the file")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell later than this")
     parser.add_argument("--out", type=Path, help="JSON file that the cells are put into")
@@ -283,26 +321,34 @@ def main() -> None:
         for cell in given.cells
         if given.again or cell not in cells or cells[cell]["code"] != code or code.endswith("+")
     ]
+    result = {"documents": DOCUMENTS, "shard_rows": SHARD, "date": date.today().isoformat(), **before}
+
+    def save(**figures: Any) -> None:
+        result.update(figures, date=date.today().isoformat())
+        if given.out:
+            given.out.write_text(json.dumps(result, indent=1) + "\n")
+
+    if given.objects:
+        with store():
+            save(listing=listing(given.objects))
     if wanted:
         with bench() as on:
             plain = before.get("undisturbed", {})
             if plain.get("code") != code or given.again:
                 plain = {**undisturbed(on), "code": code}
+                save(undisturbed=plain)
             for cell in wanted:
                 if time.monotonic() - started > 60 * given.minutes:
                     break
+                stage, fault = cell.split("/")
                 try:
-                    found = hit(on, *cell.split("/"), plain)
+                    cells[cell] = {**hit(on, stage, fault, plain), "code": code}
                 except RuntimeError as error:
-                    print(f"{cell}: {error}\n{(on.watch / 'stderr').read_text()[-3000:]}", file=sys.stderr)
+                    print(f"{cell}: {error}\n{on.log()[-3000:]}", file=sys.stderr)
                     break
-                cells[cell] = {**found, "code": code}
                 print(json.dumps(cells[cell]), file=sys.stderr, flush=True)
-                said = {"documents": DOCUMENTS, "shard_rows": SHARD, "date": date.today().isoformat()}
-                result = {**said, "undisturbed": plain, "cells": {name: cells[name] for name in every if name in cells}}
-                if given.out:
-                    given.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(cells, indent=1))
+                save(cells={name: cells[name] for name in every if name in cells})
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
