@@ -79,10 +79,9 @@ def test_of_two_builds_of_one_index_both_end_well_and_one_index_is_there(three_n
     after = Folder("s3://docs/race/index").files()
     assert len({name.split("/")[1] for name in before if "/" in name}) == 2
     assert len({name.split("/")[1] for name in after if "/" in name}) == 1
-    assert {name: value for name, value in plain.items() if name != "seconds"} == outcome("race")
+    assert outcome("race").items() <= plain.items()
 
 
 @pytest.mark.fault
 def test_a_hundred_thousand_shards_are_found_again_in_a_minute(three_nodes):
-    found = listing(100_000)
-    assert found["seconds_to_know"] < 60
+    assert listing(100_000)["seconds_to_know"] < 60
