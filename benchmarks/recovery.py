@@ -191,7 +191,7 @@ def outcome(name: str) -> dict[str, Any]:
     for stage in ("docids", "queries"):
         shards = [file for file in work.files() if file.startswith(f"{stage}-") and file.endswith(".parquet")]
         found[stage] = _sha([row for shard in shards for row in work.read_table(shard).to_pylist()])
-    return {**found, "weights": bundle.manifest["model"]["fingerprint"], "decode": _sha(bundle.manifest["decode"])}
+    return {**found, "weights": bundle.manifest["model"]["fingerprint"], "decode": _sha(bundle.manifest.get("decode"))}
 
 
 def undisturbed(on: Bench) -> dict[str, Any]:

@@ -31,12 +31,6 @@ START = 120
 DISK = 256
 """MiB of a node's disk."""
 
-ASK = """
-import ray
-ray.init(logging_level="error")
-print(*[name for node in ray.nodes() if node["Alive"] for name in node["Resources"] if name.startswith("machine")])
-"""
-
 MOUNTING = "mount -t tmpfs -o size={size}m zerogr {disk} && exec"
 
 
@@ -166,13 +160,22 @@ class Cluster:
         """Until the head counts exactly the nodes that were started and not killed."""
         wanted = sorted(node.name for node in [self.head, *self.nodes])
         until = time.monotonic() + START
-        while True:
-            asked = self.command(["-c", ASK], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            if (alive := sorted(asked.communicate(timeout=START)[0].split())) == wanted:
-                return
+        while (alive := self._alive()) != wanted:
             if time.monotonic() > until or any(node.process.poll() is not None for node in [self.head, *self.nodes]):
                 raise RuntimeError(f"of the Ray nodes {wanted} {alive} are alive")
-            time.sleep(0.5)
+            time.sleep(0.1)
+
+    def _alive(self) -> list[str]:
+        """Names of the nodes that the head counts; none while it does not answer."""
+        from ray._raylet import GcsClient
+        from ray.exceptions import RayError
+
+        try:
+            nodes = GcsClient(address=self.address).get_all_node_info(timeout=5).values()
+        except (RayError, RuntimeError):
+            return []
+        known = {node.name for node in [self.head, *self.nodes]}
+        return sorted(name for node in nodes if node.state == 0 for name in known & set(node.resources_total))
 
     def command(self, arguments: Sequence[str | Path], **how):
         """Begin a Python process on the head, with RAY_ADDRESS set."""
