@@ -26,7 +26,7 @@ from zerogr_ray.index.manifest import read_manifest
 from zerogr_ray.index.trie import Trie
 from zerogr_ray.models import fingerprint, hush, load_format
 from zerogr_ray.s3 import is_url
-from zerogr_ray.stage import Output, progress
+from zerogr_ray.stage import Output, last_line, progress
 from zerogr_ray.store import Folder, hash64
 from zerogr_ray.training.record import training_record
 from zerogr_ray.training.validation import FEWEST
@@ -78,11 +78,17 @@ def publish(
         return measure_priors(trie, ordered, place, task, work, key, resources, cfg.llm.engines, quiet)
 
     def way(bundle: Bundle) -> dict[str, Any]:
+        from ray.exceptions import RayError
+
         if not queries:
             return {"decode": usual(bundle).model_dump()}
         place = shared("the index", bundle.path, work)
         try:
             return _chosen(bundle, place, queries, resources, quiet)
+        except RayError as error:
+            raise BuildError(
+                f"comparing ways of decoding failed: {last_line(error)}; run the same command again to go on"
+            ) from error
         finally:
             if is_url(place):
                 Folder(place).delete()
