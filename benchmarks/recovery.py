@@ -163,23 +163,23 @@ def store() -> Iterator[tuple[Server, Path]]:
             server.wait()
             server.use(patch, *OWNER)
             patch.setenv("ZEROGR_CACHE", str(folder / "cache"))
-            patch.setenv(WATCH, str(folder / "watch"))
-            patch.setenv("HF_HUB_OFFLINE", "1")
-            (folder / "watch").mkdir()
             yield server, folder
         finally:
             server.kill()
 
 
 @contextmanager
-def bench(settings: dict[str, Any] = SETTINGS, nodes: int = 2, mounted: bool = True) -> Iterator[Bench]:
-    """A store with the corpus and the model, and a cluster of a head and `nodes` nodes that work."""
-    with store() as (server, folder):
-        rows = [{"_id": d.docno, "title": d.title, "text": d.text} for d in stdlib_documents(120)[:DOCUMENTS]]
-        Folder("s3://docs").write("corpus.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-        Folder("s3://docs/tiny").upload(save_tiny(folder / "tiny"))
-        with cluster(dict(os.environ), nodes, mounted) as found:
-            yield Bench(server, found, folder / "watch", nodes, settings)
+def bench(
+    server: Server, folder: Path, settings: dict[str, Any] = SETTINGS, nodes: int = 2, mounted: bool = True
+) -> Iterator[Bench]:
+    """Corpus and model on the store, and a cluster of a head and `nodes` nodes that work."""
+    rows = [{"_id": d.docno, "title": d.title, "text": d.text} for d in stdlib_documents(120)[:DOCUMENTS]]
+    Folder("s3://docs").write("corpus.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    Folder("s3://docs/tiny").upload(save_tiny(folder / "tiny"))
+    watch = folder / "watch"
+    watch.mkdir()
+    with cluster({**os.environ, WATCH: str(watch), "HF_HUB_OFFLINE": "1"}, nodes, mounted) as found:
+        yield Bench(server, found, watch, nodes, settings)
 
 
 def outcome(name: str) -> dict[str, Any]:
@@ -354,7 +354,7 @@ def main() -> None:
         with store():
             save(listing=listing(given.objects))
     if wanted:
-        with bench() as on:
+        with store() as (server, folder), bench(server, folder) as on:
             plain = undisturbed(on)  # each time anew: it is what the cells begin with, and the machine may be busier
             save(undisturbed={**plain, "code": code})
             for cell in wanted:

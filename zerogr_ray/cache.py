@@ -103,18 +103,15 @@ def evict() -> None:
 
 def _removed(use: Path) -> bool:
     """Remove the copy with this lock file, unless a process uses it."""
-    handle = os.open(use, os.O_RDWR)
+    going = use.with_suffix(".going")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        going = use.with_suffix(".going")  # in one step: half a copy would be taken for a whole one
-        shutil.rmtree(going, ignore_errors=True)
-        _copy_of(use).rename(going)
-        shutil.rmtree(going, ignore_errors=True)
-        return True
+        with locked(use, wait=False):
+            shutil.rmtree(going, ignore_errors=True)
+            _copy_of(use).rename(going)  # in one step: half a copy would be taken for a whole one
+            shutil.rmtree(going, ignore_errors=True)
     except OSError:  # it is locked, or the disk refuses
         return False
-    finally:
-        os.close(handle)
+    return True
 
 
 def _use_of(copy: Path) -> Path:

