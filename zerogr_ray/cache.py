@@ -1,6 +1,7 @@
 """The cache of this machine: converted models, and copies of what lies on object stores.
 
-It may be deleted whenever nothing runs.
+It may be deleted whenever nothing runs. Of the copies the least recently used go when they take more than
+$ZEROGR_CACHE_GB (10^9 bytes, 100 without it) together; what a running process has asked for stays.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from zerogr_ray.errors import InputError
 from zerogr_ray.s3 import is_url
 from zerogr_ray.store import Folder, key_of
+
+COPIES = ("fetched", "indexes")
+"""Folders of the cache with what can be fetched again."""
 
 
 def cache_folder() -> Path:
@@ -57,12 +62,73 @@ def here(place: str | Path, names: Sequence[str] = ()) -> Path:
         raise FileNotFoundError(folder.url_of(lost[0]).rstrip("/"))
     wanted = {name: stamps[name] for name in names or stamps}
     target = cache_folder() / "fetched" / key_of("fetched", 1, wanted)
+    keep(target)
     if not target.is_dir():
         with locked(target.with_name(f".{target.name}.lock")):
             if not target.is_dir():
                 with making(target) as building:
                     folder.download(wanted, building)
+        evict()
     return target
+
+
+_kept: dict[Path, int] = {}
+"""The open lock file of each copy that this process has asked for."""
+
+
+def keep(copy: Path) -> None:
+    """Note that `copy` is used, which is there or about to be made: nobody evicts it while this process lives."""
+    with suppress(OSError):  # a full or read-only disk: what cannot be noted there cannot be evicted either
+        if copy not in _kept:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(_use_of(copy), os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            _kept[copy] = handle
+        os.utime(_kept[copy])
+
+
+def evict() -> None:
+    """Remove the copies that were not used for longest, until all together fit. Raises InputError for a bad bound."""
+    said = os.environ.get("ZEROGR_CACHE_GB") or "100"
+    try:
+        bound = float(said) * 1e9
+    except ValueError:
+        raise InputError(f"ZEROGR_CACHE_GB is {said}; set it to a number of gigabytes") from None
+    uses = [use for kind in COPIES for use in (cache_folder() / kind).glob(".*.used")]
+    held = {use: _size(_copy_of(use)) for use in sorted(uses, key=lambda use: use.stat().st_mtime_ns)}
+    for use, size in held.items():
+        if size and sum(held.values()) > bound and _removed(use):
+            held[use] = 0
+
+
+def _removed(use: Path) -> bool:
+    """Remove the copy with this lock file, unless a process uses it."""
+    going = use.with_suffix(".going")
+    try:
+        with locked(use, wait=False):
+            shutil.rmtree(going, ignore_errors=True)
+            _copy_of(use).rename(going)  # in one step: half a copy would be taken for a whole one
+            shutil.rmtree(going, ignore_errors=True)
+    except OSError:  # it is locked, or the disk refuses
+        return False
+    return True
+
+
+def _use_of(copy: Path) -> Path:
+    return copy.with_name(f".{copy.name}.used")
+
+
+def _copy_of(use: Path) -> Path:
+    return use.with_name(use.name.removeprefix(".").removesuffix(".used"))
+
+
+def _size(copy: Path) -> int:
+    """Bytes of its files; those that go meanwhile count nothing."""
+    total = 0
+    for file in copy.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 @contextmanager

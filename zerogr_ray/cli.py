@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from dataclasses import asdict
@@ -342,6 +343,8 @@ def main() -> None:
         complaint = f"the package {error.name} is not installed; pip install 'zerogr-ray[cpu]' or 'zerogr-ray[gpu]'"
     except OSError as error:  # a full disk, a folder that may not be written
         complaint = str(error)
+        if error.errno == errno.ENOSPC:
+            complaint += "; make room and run the same command again"
     print(f"zerogr: {complaint}", file=sys.stderr)
     raise SystemExit(2)
 

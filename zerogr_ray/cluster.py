@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zerogr_ray.config import LLMConfig, TrainingConfig
@@ -146,9 +146,10 @@ def shared(what: str, folder: Path, work: Folder) -> str:
 def _blind_node(path: Path) -> str | None:
     """Address of a node of the cluster that does not see `path`."""
     import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    nodes: dict[str, str] = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:
         return None
 
@@ -160,4 +161,8 @@ def _blind_node(path: Path) -> str | None:
         node: sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
         for node in nodes
     }
-    return next((nodes[node] for node, look in looks.items() if not ray.get(look)), None)
+    for node, look in looks.items():
+        with suppress(RayError):  # a node that is lost meanwhile gets no work
+            if not ray.get(look):
+                return nodes[node]
+    return None

@@ -26,10 +26,13 @@ from zerogr_ray.index.manifest import read_manifest
 from zerogr_ray.index.trie import Trie
 from zerogr_ray.models import fingerprint, hush, load_format
 from zerogr_ray.s3 import is_url
-from zerogr_ray.stage import Output, progress
+from zerogr_ray.stage import Output, last_line, progress
 from zerogr_ray.store import Folder, hash64
 from zerogr_ray.training.record import training_record
 from zerogr_ray.training.validation import FEWEST
+
+RESTARTS = 3
+"""Deaths of the process that compares ways of decoding that one build survives."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,17 @@ def publish(
         return measure_priors(trie, ordered, place, task, work, key, resources, cfg.llm.engines, quiet)
 
     def way(bundle: Bundle) -> dict[str, Any]:
+        from ray.exceptions import RayError
+
         if not queries:
             return {"decode": usual(bundle).model_dump()}
         place = shared("the index", bundle.path, work)
         try:
             return _chosen(bundle, place, queries, resources, quiet)
+        except RayError as error:
+            raise BuildError(
+                f"comparing ways of decoding failed: {last_line(error)}; run the same command again to go on"
+            ) from error
         finally:
             if is_url(place):
                 Folder(place).delete()
@@ -152,7 +161,9 @@ def _chosen(
     import ray
 
     device = "cuda" if resources["num_gpus"] else "cpu"
-    judge: Any = ray.remote(**resources)(_Judge).remote(place, bundle.manifest, queries, device)
+    # Measured anew on another process or node where this one dies: what it says depends on nothing else.
+    lasting = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+    judge: Any = ray.remote(**resources, **lasting)(_Judge).remote(place, bundle.manifest, queries, device)
     among = list(ways(bundle))
     with progress("decoding", len(among), unit="ways", quiet=quiet) as bar:
 

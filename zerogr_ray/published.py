@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from zerogr_ray.store import Folder, as_json
 
 POINTER = "current.json"
 VERSIONS = "versions"
+
+LEFT_FOR = timedelta(days=1)
+"""How long nothing was written to a version that nobody names before it is taken for what a killed run has left."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,19 @@ def publish_folder(url: str, folder: Path, key: str, last: str) -> Published:
         return winner
     if before and before["before"]:
         (place / f"{VERSIONS}/{before['before']}").delete()  # two are kept: a reader may be on its way with the older
+    for left in _left_behind(place / VERSIONS, name):
+        if not before or left != before["version"]:
+            (place / f"{VERSIONS}/{left}").delete()
     return Published(str(ours), key, files)
+
+
+def _left_behind(versions: Folder, ours: str) -> list[str]:
+    """Other versions to which nothing was written for long when ours was; whoever is still uploading writes."""
+    newest: dict[str, datetime] = {}
+    for name, at in versions.written().items():
+        version = name.partition("/")[0]
+        newest[version] = max(at, newest.get(version, at))
+    return [version for version, at in newest.items() if newest[ours] - at > LEFT_FOR and version != ours]
 
 
 def _pointer(folder: Folder) -> dict[str, Any] | None:

@@ -7,8 +7,10 @@ so on, or the files in ~/.aws, or the machine's role.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,15 @@ from zerogr_ray.errors import InputError, ZeroGRError
 
 ATTEMPTS = 14
 """Tries of one request, a minute and a half of backing off together; $AWS_MAX_ATTEMPTS says otherwise."""
+
+CONNECT_SECONDS = 5
+"""An address that does not answer at all is asked again after this long."""
+
+SAY_AFTER = 3
+"""Seconds of trouble with a store after which it is said that it is waited for."""
+
+QUIET = 30
+"""Seconds without a failed request, longer than any pause between two attempts: what fails then is new trouble."""
 
 PARTS_AT_ONCE = 4
 """Parts of 50 MB of one large file that travel at the same time."""
@@ -50,6 +61,8 @@ _REFUSALS |= {
     **dict.fromkeys(("AllAccessDisabled", "AccountProblem", "403"), _REFUSALS["AccessDenied"]),
 }
 
+log = logging.getLogger(__name__)
+
 _OPERATIONS = {"Get": "read", "Head": "read", "List": "list", "Put": "write", "Delete": "delete"}
 
 
@@ -75,12 +88,20 @@ def open_url(url: str) -> tuple[Any, str]:
     from s3fs.core import set_custom_error_handler
 
     # botocore gives up early where many requests fail together (its quota of retries), so s3fs does the waiting.
-    once_more = {"retries": {"mode": "standard", "total_max_attempts": 2}}
+    once_more = {"retries": {"mode": "standard", "total_max_attempts": 2}, "connect_timeout": CONNECT_SECONDS}
     fs, path = url_to_fs(url, use_listings_cache=False, max_concurrency=PARTS_AT_ONCE, config_kwargs=once_more)
     wanted = os.environ.get("AWS_MAX_ATTEMPTS", "")
     fs.retries = max(1, int(wanted)) if wanted.isdecimal() else ATTEMPTS
-    set_custom_error_handler(_passes)
+    set_custom_error_handler(_tried_again)
     return fs, str(path)
+
+
+def _tried_again(error: Exception) -> bool:
+    """Whether to send the same request again a little later; one line on the log says so where that takes long."""
+    passes = _passes(error)
+    if passes:
+        _trouble.met(error)
+    return passes
 
 
 def _passes(error: Exception) -> bool:
@@ -90,6 +111,27 @@ def _passes(error: Exception) -> bool:
     if isinstance(error, ConnectionError):
         return not isinstance(error, SSLError)
     return _REFUSALS.get(refused_for(error)) == _BUSY
+
+
+class Trouble:
+    """Since when requests have been failing, and whether that was said."""
+
+    def __init__(self) -> None:
+        self.since = self.last = -float("inf")
+        self.said = False
+
+    def met(self, error: Exception) -> None:
+        """One more request has failed."""
+        now = time.monotonic()
+        if now - self.last > QUIET:
+            self.since, self.said = now, False
+        self.last = now
+        if now - self.since >= SAY_AFTER and not self.said:
+            self.said = True
+            log.warning("zerogr: waiting for the store, which is tried again for a while: %s", _one_line(error))
+
+
+_trouble = Trouble()
 
 
 def info_of(fs: Any, path: str) -> dict[str, Any] | None:

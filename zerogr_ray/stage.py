@@ -145,10 +145,10 @@ def map_shards(
                     bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s", refresh=False)
                 bar.update(row["rows"])
     except ray.exceptions.RayError as error:
-        raise BuildError(f"writing {names} failed: {_last_line(error)}; run the same command again to go on") from error
+        raise BuildError(f"writing {names} failed: {last_line(error)}; run the same command again to go on") from error
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     """What the worker said, without the remote traceback and the advice that Ray adds."""
     cause = getattr(error, "cause", None) or error
     words = str(cause).partition("\nFailed to apply UDF")[0]

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,13 @@ class Folder:
             for path, info in sorted(found.items())
             if info["type"] == "file"  # SeaweedFS lists an empty folder as itself
         }
+
+    def written(self) -> dict[str, datetime]:
+        """When each file in this folder and in those within was written, by the store's own clock. On a store alone."""
+        with self._reaching():
+            found = self.fs.find(self.path, detail=True)
+        begin = len(self.path) + 1
+        return {path[begin:]: info["LastModified"] for path, info in found.items() if info["type"] == "file"}
 
     def read(self, name: str) -> bytes:
         """The file's bytes. Raises FileNotFoundError."""

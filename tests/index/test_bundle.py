@@ -111,6 +111,17 @@ def test_a_failed_build_leaves_nothing_and_the_old_index_in_place(copy):
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]
 
 
+def test_a_full_disk_is_said_with_the_next_step_and_the_old_index_stays(copy, monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("zerogr_ray.index.bundle.save_arrays", no_space)
+    with pytest.raises(BuildError, match=f"cannot be written to {copy}: No space left on device; make room and run"):
+        write_index(copy, one("new", "new docid", [1, 2]), 3, copy / "model", {"key": "new"})
+    assert open_index(copy).documents.num_rows == 4
+    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+
+
 def test_a_new_version_replaces_the_old_one_whole_while_a_reader_keeps_its_own(copy):
     reader = open_index(copy)
     rows = reader.documents.to_pylist()

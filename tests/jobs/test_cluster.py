@@ -14,6 +14,8 @@ import pytest
 from tests.command import zerogr
 from tests.jobs.head import ROOT, TOKEN, ray_head
 from tests.tiny import save_tiny
+from zerogr_ray.cluster import ray_cluster
+from zerogr_ray.errors import InputError
 
 pytestmark = [pytest.mark.model, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -138,6 +140,12 @@ def test_another_ray_or_python_is_refused_with_both_versions(url, folder, monkey
     status, _, err = zerogr("submit", *build(folder), "--address", url)
     assert status == 2
     assert f"is {here} on Python {python}, here it is 2.1.0 on Python {python}" in err
+
+
+def test_a_ray_that_does_not_answer_is_named_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(InputError, match=r"no Ray answers at RAY_ADDRESS=127\.0\.0\.1:1: .*refused"), ray_cluster():
+        pass
 
 
 def test_a_model_that_only_the_driver_sees_is_refused_by_node(head, folder):

@@ -18,6 +18,7 @@ from zerogr_ray.corpus import normalise as stage
 from zerogr_ray.corpus.documents import read_documents
 from zerogr_ray.corpus.normalise import normalise
 from zerogr_ray.errors import InputError, ModelError
+from zerogr_ray.s3 import Trouble
 from zerogr_ray.store import Folder
 
 pytestmark = pytest.mark.slow
@@ -185,6 +186,19 @@ def test_a_reader_reads_what_it_may_and_is_told_what_it_may_not(s3, server, monk
     assert (Folder(s3).read("x"), Folder(s3).names("", "")) == (b"1", ["x"])
     with pytest.raises(InputError, match="these credentials may not write there; have the right granted"):
         Folder(s3).write("x", b"2")
+
+
+def test_a_store_that_is_waited_for_is_named_once_before_it_is_given_up(s3, monkeypatch, caplog):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("zerogr_ray.s3.SAY_AFTER", 0)
+    monkeypatch.setattr("zerogr_ray.s3._trouble", Trouble())
+    fresh()
+    for _ in range(2):
+        with pytest.raises(InputError, match="the store does not answer"):
+            Folder(s3).read("x")
+    assert caplog.text.count("waiting for the store") == 1
+    assert "http://127.0.0.1:9" in caplog.text
 
 
 def test_no_credentials_and_no_answer_are_said_too(s3, server, monkeypatch):

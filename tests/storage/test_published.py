@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from datetime import timedelta
 
 import pytest
 
@@ -79,6 +80,23 @@ def test_a_new_version_replaces_the_old_one_which_stays_readable_and_the_one_bef
     publish(s3, index)
     names = Folder(s3).files()
     assert {name.split("/")[1] for name in names if "/" in name} == {url[-13:] for url in (second, pinned(s3))}
+
+
+def test_what_a_killed_publish_has_left_goes_with_the_next_one_but_not_what_is_being_written(
+    s3, index, other, monkeypatch
+):
+    publish(s3, index)
+    first = pinned(s3)
+    left = Folder(f"{s3}/versions/killed-0123abcd")
+    left.write("documents.arrow", b"x")
+    publish(s3, other)
+    assert left.files(), "somebody may still be writing it"
+    monkeypatch.setattr("zerogr_ray.published.LEFT_FOR", timedelta(hours=-1))
+    publish(s3, other)
+    assert not left.files()
+    assert open_index(s3).documents.num_rows == 5
+    assert {name.split("/")[1] for name in Folder(s3).files() if "/" in name} >= {pinned(s3).rpartition("/")[2]}
+    assert first.rpartition("/")[2] not in {name.split("/")[1] for name in Folder(s3).files() if "/" in name}
 
 
 def test_damage_on_the_store_is_refused_by_name_and_damage_to_the_copy_is_repaired(s3, index):

@@ -15,6 +15,7 @@ It is built under a temporary name and appears in one step, so there is never ha
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import tempfile
@@ -286,6 +287,12 @@ def _publishing(out: Path) -> Iterator[Path]:
         else:
             building.rename(out)
         _flush(out.parent)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise BuildError(
+            f"the index cannot be written to {out}: {error.strerror}; make room and run the same command again to go on"
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

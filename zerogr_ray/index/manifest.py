@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from zerogr_ray.cache import cache_folder, locked, scratch
+from zerogr_ray.cache import cache_folder, evict, keep, locked, scratch
 from zerogr_ray.errors import IndexRefused
 from zerogr_ray.published import current
 from zerogr_ray.s3 import is_url, place_of
@@ -81,6 +81,7 @@ def fetch_index(url: str) -> Path:
     place = pinned(url)
     manifest = read_manifest(place)
     target = cache_folder() / "indexes" / str(manifest["sha256"])[:32]
+    keep(target)
     if _missing(target, manifest):
         try:
             with locked(target.with_name(f".{target.name}.lock")):
@@ -89,6 +90,7 @@ def fetch_index(url: str) -> Path:
             if pinned(url) != place:  # the version went while it was copied: another has been published
                 return fetch_index(url)
             raise IndexRefused(f"{error.filename} is missing; build the index again or copy it whole") from None
+        evict()
     return target
 
 

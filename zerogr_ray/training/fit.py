@@ -247,8 +247,11 @@ class _Progress:
 
     def __init__(self, on_progress: Callable[[dict[str, Any]], None]) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self.actor: Any = ray.remote(num_cpus=0)(_Board).remote()
+        # On the driver's own node: no other node can take it along when it dies.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
         self._on_progress = on_progress
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._carry, name="training-progress", daemon=True)
