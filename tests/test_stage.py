@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pyarrow as pa
 import pytest
 
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.errors import BuildError
-from zerogr_ray.stage import Output, map_shards
+from zerogr_ray.stage import Output, ShardWorker, map_shards
 from zerogr_ray.store import Folder
 
 pytestmark = pytest.mark.ray
@@ -26,19 +27,20 @@ class Upper:
         return pa.table({"docno": documents["docno"], "text": [text.upper() for text in documents["text"].to_pylist()]})
 
 
-class PlainWorker:
+class PlainWorker(ShardWorker):
     """What Writer is, without a model: reads, computes, commits."""
 
-    def __init__(self, source, tasks, fail_on=""):
-        self.source, self.tasks, self.fail_on = source, tasks, fail_on
+    def __init__(self, source, tasks, fail_on="", seconds=0.0):
+        super().__init__(source, tasks)
+        self.fail_on, self.seconds = fail_on, seconds
 
-    def __call__(self, batch):
-        for shard, number in zip(batch["shard"], batch["task"], strict=True):
-            if shard == self.fail_on:
-                raise ValueError(f"the ink ran out on {shard}")
-            task, output = self.tasks[int(number)]
-            output.folder.write_table(str(shard), task(self.source.folder.read_table(str(shard)), None))
-        return {"rows": [2] * len(batch["shard"]), "tokens": [0] * len(batch["shard"])}
+    def work(self, shard, task, output):
+        if shard == self.fail_on:
+            raise ValueError(f"the ink ran out on {shard}")
+        time.sleep(self.seconds)
+        table = task(self.source.folder.read_table(shard), None)
+        output.folder.write_table(shard, table.append_column("by", pa.array([os.getpid()] * table.num_rows)))
+        return 2, 0
 
 
 class DyingWorker(PlainWorker):
@@ -70,7 +72,7 @@ def source(tmp_path):
 
 
 def run(source, output, worker=PlainWorker, **arguments):
-    map_shards(source, [(Upper(), output)], worker, arguments, {"num_cpus": 1}, 2, lambda shard: 2, quiet=True)
+    return map_shards(source, [(Upper(), output)], worker, arguments, {"num_cpus": 1}, 2, lambda shard: 2, quiet=True)
 
 
 def everything(output):
@@ -101,3 +103,11 @@ def test_a_worker_that_dies_is_replaced_and_no_row_is_lost_or_doubled(ray, sourc
     assert source.folder.exists("died")
     docnos = [row["docno"] for row in everything(output)]
     assert docnos == [f"{shard}-{x}" for shard in SHARDS for x in "ab"]
+
+
+def test_actors_grow_with_the_backlog_and_every_shard_is_timed(ray, source, tmp_path):
+    output = Output("upper", Folder(tmp_path / "upper"))
+    spent = run(source, output, seconds=0.5)["upper"]
+    assert len({row["by"] for row in everything(output)}) == 2
+    assert (spent.rows, len(spent.seconds)) == (12, 6)
+    assert min(spent.seconds) >= 0.5

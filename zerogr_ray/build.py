@@ -37,7 +37,7 @@ from zerogr_ray.published import find_published
 from zerogr_ray.queries.filter import filter_key, filter_queries
 from zerogr_ray.queries.generate import WriteQueries
 from zerogr_ray.s3 import is_url, place_of
-from zerogr_ray.stage import Output, ShardTask, map_shards, progress
+from zerogr_ray.stage import Clock, Output, ShardTask, Spent, map_shards, progress
 from zerogr_ray.store import Folder, key_of
 from zerogr_ray.training.fit import NOT_RESULTS
 from zerogr_ray.training.pairs import write_pairs
@@ -63,7 +63,9 @@ class BuildReport:
     collisions: dict[str, int] = field(default_factory=dict)
     """Distinct docids before and after collisions were resolved, and how; empty where they are left."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time of each stage that ran."""
+    """Wall time of each stage that ran; "start" is all else: Ray's start, the models' fingerprints."""
+    spent: dict[str, Spent] = field(default_factory=dict)
+    """For each output that workers made: how long they took for each shard."""
 
 
 def build_index(
@@ -76,7 +78,7 @@ def build_index(
     nothing changed it does nothing. Raises InputError for a corpus that cannot be read and a store that refuses,
     ModelError for a model that cannot be used, BuildError where a stage fails.
     """
-    cfg = config or IndexConfig()
+    cfg, clock = config or IndexConfig(), Clock()
     target = place_of(out)
     folder = Folder(work or f"{target}.work")
     source_stamp(corpus)  # a corpus that is not there is said before a model is fetched
@@ -88,11 +90,10 @@ def build_index(
         model = find_adapted_model(cfg.model, adapter)
     prompt_format = load_format(model)
     load_format(llm)
-    cfg, writers = _writers(cfg, llm)
+    cfg, writers = writers_of(cfg, llm)
     reserved = rerank_token(prompt_format) if cfg.training.rerank_every else None
     with _only_builder(_lock_beside(target)), _only_builder(Path(folder.path) / ".lock" if folder.local else None):
         check_target(target)
-        clock = _Clock()
         source, facts = clock.time("corpus", lambda: normalise(corpus, folder, cfg.corpus, quiet))
         # Shards of all stages line up, so a stage depends on how the corpus is cut as well as on what is in it.
         layout = f"{facts['fingerprint']}/{cfg.corpus.shard_rows}"
@@ -112,12 +113,14 @@ def build_index(
             base = shared("model", model, folder)
             cfg = _with_devices(cfg, shared("llm.model", llm, folder))
             ready = [shared("llm.model", writer, folder) for writer in writers]
-            known = corpus_frequencies(source, facts["sizes"], Output.at(folder, "terms", key_of("terms", 1, layout)))
-            clock.time("docids + queries", lambda: _generate(cfg, ready, source, facts, known, docids, queries, quiet))
+            terms = Output.at(folder, "terms", key_of("terms", 1, layout))
+            known = clock.time("terms", lambda: corpus_frequencies(source, facts["sizes"], terms))
+            writing_all = (cfg, ready, source, facts, known, docids, queries, clock, quiet)
+            clock.time("docids + queries", lambda: _generate(*writing_all))
             if plan.distinct != plan.docids:
                 clock.time("distinct", lambda: _distinguish(cfg, source, docids, known, distinct, quiet))
             if plan.kept != plan.queries:
-                wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet)
+                wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet, clock)
                 clock.time("filter", lambda: filter_queries(*wanted))
             held = held_out_share(facts["rows"] * cfg.queries.per_document, cfg.training)
             clock.time(
@@ -133,7 +136,7 @@ def build_index(
             weighed = Output.at(folder, "bags", plan.bags) if plan.bags else None
             if weighed is not None:
                 weighing = (source, weighed, prompt_format, facts["sizes"], spare_cpus(), quiet)
-                clock.time("bags", lambda: write_bags(*weighing))
+                clock.time("bags", lambda: clock.add(write_bags(*weighing)))
             planned = weighed if cfg.training.plan_weight else None
             tuned = clock.time("training", lambda: _train(cfg, base, pairs, beside, planned, training, quiet))
             about = {
@@ -145,8 +148,9 @@ def build_index(
             }
             bags = Bags.open(str(weighed.folder)) if weighed is not None else None
             left = Left(source, distinct, pairs, bags, tuned, prompt_format)
-            manifest = clock.time("index", lambda: publish(target, left, cfg, about, folder, quiet))
-    seconds = {name: round(spent, 1) for name, spent in clock.seconds.items()}
+            manifest = clock.time("index", lambda: publish(target, left, cfg, about, folder, quiet, clock))
+    clock.seconds["start"] = time.monotonic() - clock.began - sum(clock.seconds.values())
+    seconds = {name: round(spent, 3) for name, spent in clock.seconds.items()}
     return BuildReport(
         target,
         manifest["documents"],
@@ -155,6 +159,7 @@ def build_index(
         queries=(kept.done() or {}).get("queries", {}),
         collisions=_collisions(distinct),
         seconds=seconds,
+        spent=clock.spent,
         **report,
     )
 
@@ -225,7 +230,7 @@ def _with_devices(cfg: IndexConfig, llm: str) -> IndexConfig:
     return cfg.model_copy(update={"llm": generation, "training": training})
 
 
-def _writers(cfg: IndexConfig, llm: Path) -> tuple[IndexConfig, list[Path]]:
+def writers_of(cfg: IndexConfig, llm: Path) -> tuple[IndexConfig, list[Path]]:
     """The models that write docids and queries, and the settings with which their adapters were trained."""
     models = []
     for name in ("docids", "queries"):
@@ -253,6 +258,7 @@ def _generate(
     known: Frequencies,
     docids: Output,
     queries: Output,
+    clock: Clock,
     quiet: bool,
 ) -> None:
     """Docids and pseudo-queries: by the same engines in one pass over the shards, where one model writes both."""
@@ -264,7 +270,8 @@ def _generate(
     for writer in dict.fromkeys(writers):
         own = [task for task, model in zip(tasks, writers, strict=True) if model == writer]
         llm = cfg.llm.model_copy(update={"model": writer})
-        map_shards(source, own, Writer, {"llm": llm}, engine_resources(llm), llm.engines, sizes.__getitem__, quiet)
+        given = (source, own, Writer, {"llm": llm}, engine_resources(llm), llm.engines, sizes.__getitem__, quiet)
+        clock.add(map_shards(*given))
     for _, output in tasks:
         if missing := sorted(set(sizes) - set(output.shards())):
             raise BuildError(f"{output.folder} lacks {missing[0]}; run the same command again")
@@ -316,19 +323,6 @@ def _train(
 
         arrays = str(bags.folder) if bags is not None else None
         return fit(model, shards, task, cfg.training, str(training.folder), show, held, beside, bags=arrays)
-
-
-class _Clock:
-    """Wall seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def time(self, name: str, work: Any) -> Any:
-        started = time.monotonic()
-        result = work()
-        self.seconds[name] = time.monotonic() - started
-        return result
 
 
 def _lock_beside(target: str) -> Path | None:

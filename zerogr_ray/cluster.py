@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import socket
@@ -22,8 +23,35 @@ LOCAL_OBJECT_STORE = 1 << 30
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: those it is bound to, or fewer if its container is given less of their time.
+
+    A limit of 1.5 cores counts as 2: one thread would leave the half unused.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(bound, _cpu_limit(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))))
+
+
+def _cpu_limit(membership: Path, root: Path) -> float:
+    """Cores' worth of time that cgroup v2 grants: the least of cpu.max = QUOTA PERIOD from our group up to the root.
+
+    Inside a container the root shown is the container's own group, and so is the path in `membership`.
+    """
+    try:
+        [path] = [line[3:] for line in membership.read_text().splitlines() if line.startswith("0::")]
+    except (OSError, ValueError):
+        return math.inf
+    own = root / path.strip("/")
+    limits = [math.inf]
+    for group in (own, *own.parents):
+        if not group.is_relative_to(root):
+            break
+        try:
+            quota, period = (group / "cpu.max").read_text().split()
+        except (OSError, ValueError):  # the whole machine's group has no such file
+            continue
+        if quota != "max":
+            limits.append(int(quota) / int(period))
+    return min(limits)
 
 
 def spare_cpus() -> int:

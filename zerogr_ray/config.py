@@ -49,6 +49,8 @@ class LLMConfig(Strict):
     """Sequences that one engine decodes side by side."""
     engines: int = Field(1, ge=1)
     """Engine actors at most. Each holds one copy of the model."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs of one node that share the matrices of one engine, for a model too large for one; with vLLM alone."""
     cpus: float = Field(1, gt=0)
     """Ray CPUs that one engine reserves."""
     gpus: float | None = Field(None, ge=0)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from zerogr_ray.cache import here
 from zerogr_ray.corpus.terms import SAMPLE, STOP_WORDS, terms, texts_of, whole_texts
-from zerogr_ray.stage import Output, map_shards, sample_shards
+from zerogr_ray.stage import Output, ShardWorker, Spent, map_shards, sample_shards
 from zerogr_ray.store import map_arrays, save_arrays
 
 if TYPE_CHECKING:
@@ -176,35 +176,29 @@ class WeighTokens:
         return make_bags(self.fmt, texts_of(documents), self.statistics)
 
 
-class Weigher:
+class Weigher(ShardWorker):
     """The Ray Data actor around WeighTokens."""
 
-    def __init__(self, source: Output, tasks: list[tuple[WeighTokens, Output]]) -> None:
-        [(self.task, self.output)] = tasks
-        self.source = source
-
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[int]]:
-        """Weigh the shards named in the batch."""
-        rows = []
-        for shard in map(str, batch["shard"]):
-            bags = self.task(self.source.folder.read_table(shard, ["title", "text"]), None)
-            self.output.folder.write_table(shard, bags)
-            rows.append(bags.num_rows)
-        return {"rows": rows, "tokens": [0] * len(rows)}
+    def work(self, shard: str, task: WeighTokens, output: Output) -> tuple[int, int]:
+        """Weigh one shard."""
+        bags = task(self.source.folder.read_table(shard, ["title", "text"]), None)
+        output.folder.write_table(shard, bags)
+        return bags.num_rows, 0
 
 
 def write_bags(
     source: Output, bags: Output, fmt: PromptFormat, sizes: dict[str, int], actors: int, quiet: bool = False
-) -> None:
+) -> dict[str, Spent]:
     """Fill `bags` with a row of BAG for every document of the normalised corpus, and its folder with the same as Bags.
 
-    Frequencies are counted over SAMPLE documents at most, in shards spread evenly over the corpus.
+    Frequencies are counted over SAMPLE documents at most, in shards spread evenly over the corpus. Returns what the
+    workers took.
     """
     if bags.done() is not None:
-        return
+        return {}
     counts = [some for shard in sample_shards(sizes, SAMPLE) for some in count_tokens(fmt, whole_texts(source, shard))]
     task = WeighTokens(fmt, TokenStatistics.counted(counts, len(fmt.tokenizer)))
-    map_shards(source, [(task, bags)], Weigher, {}, {"num_cpus": 1}, actors, sizes.__getitem__, quiet)
+    spent = map_shards(source, [(task, bags)], Weigher, {}, {"num_cpus": 1}, actors, sizes.__getitem__, quiet)
     joined = Bags.of(bags.folder.read_table(shard) for shard in bags.shards())
     if bags.folder.local:
         joined.save(Path(bags.folder.path))
@@ -213,3 +207,4 @@ def write_bags(
             joined.save(Path(folder))
             bags.folder.upload(Path(folder))
     bags.finish(sum(sizes.values()))
+    return spent

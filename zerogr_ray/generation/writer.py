@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from functools import cached_property
 from typing import Any
-
-import numpy as np
 
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.cluster import cores
@@ -13,7 +12,7 @@ from zerogr_ray.config import LLMConfig
 from zerogr_ray.errors import BuildError
 from zerogr_ray.generation.engine import Engine, Sampling, open_engine
 from zerogr_ray.models import find_model
-from zerogr_ray.stage import Output, ShardTask
+from zerogr_ray.stage import Output, ShardTask, ShardWorker
 
 
 class CountingEngine:
@@ -21,12 +20,15 @@ class CountingEngine:
 
     def __init__(self, llm: LLMConfig) -> None:
         self.llm = llm
-        self.room, self.tokens = llm.max_model_len, 0
+        self.room, self.tokens, self.loading = llm.max_model_len, 0, 0.0
 
     @cached_property
     def engine(self) -> Engine:
         """The engine itself."""
-        return open_engine(self.llm, find_model(self.llm.model))
+        began = time.perf_counter()
+        engine = open_engine(self.llm, find_model(self.llm.model))
+        self.loading = time.perf_counter() - began
+        return engine
 
     @property
     def format(self) -> PromptFormat:
@@ -50,27 +52,23 @@ class CountingEngine:
             self.engine.close()
 
 
-class Writer:
+class Writer(ShardWorker):
     """One loaded model that writes shards of docids or pseudo-queries."""
 
     def __init__(self, source: Output, tasks: list[tuple[ShardTask, Output]], llm: LLMConfig) -> None:
-        self.source, self.tasks = source, tasks
+        super().__init__(source, tasks)
         self.engine = CountingEngine(llm)
 
-    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
-        """Write the shards named in the batch; returns what was done."""
-        rows, tokens = [], []
-        for shard, number in zip(batch["shard"], batch["task"], strict=True):
-            task, output = self.tasks[int(number)]
-            documents = self.source.folder.read_table(str(shard))
-            before = self.engine.tokens
-            written = task(documents, self.engine)
-            if written["docno"].to_pylist() != documents["docno"].to_pylist():
-                raise BuildError(f"{output.name} of {shard}: not one row per document; this is a defect of {task.name}")
-            output.folder.write_table(str(shard), written)
-            rows.append(documents.num_rows)
-            tokens.append(self.engine.tokens - before)
-        return {"rows": rows, "tokens": tokens}
+    def work(self, shard: str, task: ShardTask, output: Output) -> tuple[int, int]:
+        """Write one shard."""
+        documents = self.source.folder.read_table(shard)
+        before = self.engine.tokens
+        written = task(documents, self.engine)
+        if written["docno"].to_pylist() != documents["docno"].to_pylist():
+            raise BuildError(f"{output.name} of {shard}: not one row per document; this is a defect of {task.name}")
+        output.folder.write_table(shard, written)
+        self.loading = self.engine.loading
+        return documents.num_rows, self.engine.tokens - before
 
 
 def engine_resources(llm: LLMConfig) -> dict[str, Any]:
