@@ -9,6 +9,7 @@ A stage's key is made of what it depends on, so a changed setting rebuilds what 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,11 +19,21 @@ from typing import Any
 
 from zerogr_ray.adapters import Adapter, chosen_adapter, find_adapted_model, read_adapter
 from zerogr_ray.cache import here, locked
-from zerogr_ray.cluster import asked_of, cluster_nodes, ray_cluster, refuse_lacking, shared, spare_cpus
+from zerogr_ray.cluster import (
+    Node,
+    asked_of,
+    cluster_nodes,
+    cores,
+    pool_options,
+    ray_cluster,
+    refuse_lacking,
+    shared,
+    spare_cpus,
+)
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.bags import Bags, write_bags
 from zerogr_ray.corpus.documents import source_stamp
-from zerogr_ray.corpus.normalise import normalise
+from zerogr_ray.corpus.normalise import normalise, normalised
 from zerogr_ray.corpus.terms import Frequencies, corpus_frequencies
 from zerogr_ray.docids.coverage import coverage
 from zerogr_ray.docids.distinct import distinct_key, make_distinct
@@ -92,8 +103,12 @@ def build_index(
     load_format(llm)
     cfg, writers = writers_of(cfg, llm)
     reserved = rerank_token(prompt_format) if cfg.training.rerank_every else None
-    with _only_builder(_lock_beside(target)), _only_builder(Path(folder.path) / ".lock" if folder.local else None):
+    with ExitStack() as running:
+        running.enter_context(_only_builder(_lock_beside(target)))
+        running.enter_context(_only_builder(Path(folder.path) / ".lock" if folder.local else None))
         check_target(target)
+        if not normalised(corpus, folder, cfg.corpus):  # what the machines lack is said before hours of reading
+            running.enter_context(_suitable_machines(cfg))
         source, facts = clock.time("corpus", lambda: normalise(corpus, folder, cfg.corpus, quiet))
         # Shards of all stages line up, so a stage depends on how the corpus is cut as well as on what is in it.
         layout = f"{facts['fingerprint']}/{cfg.corpus.shard_rows}"
@@ -113,6 +128,7 @@ def build_index(
             base = shared("model", model, folder)
             cfg = _with_devices(cfg, shared("llm.model", llm, folder))
             ready = [shared("llm.model", writer, folder) for writer in writers]
+            pool = pool_options(cfg.workers)
             terms = Output.at(folder, "terms", key_of("terms", 1, layout))
             known = clock.time("terms", lambda: corpus_frequencies(source, facts["sizes"], terms))
             writing_all = (cfg, ready, source, facts, known, docids, queries, clock, quiet)
@@ -120,7 +136,17 @@ def build_index(
             if plan.distinct != plan.docids:
                 clock.time("distinct", lambda: _distinguish(cfg, source, docids, known, distinct, quiet))
             if plan.kept != plan.queries:
-                wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet, clock)
+                wanted = (
+                    source,
+                    queries,
+                    kept,
+                    cfg.queries,
+                    facts["sizes"],
+                    spare_cpus(),
+                    quiet,
+                    clock,
+                    pool,
+                )
                 clock.time("filter", lambda: filter_queries(*wanted))
             held = held_out_share(facts["rows"] * cfg.queries.per_document, cfg.training)
             clock.time(
@@ -135,7 +161,15 @@ def build_index(
             beside = candidates if reserved is not None else None
             weighed = Output.at(folder, "bags", plan.bags) if plan.bags else None
             if weighed is not None:
-                weighing = (source, weighed, prompt_format, facts["sizes"], spare_cpus(), quiet)
+                weighing = (
+                    source,
+                    weighed,
+                    prompt_format,
+                    facts["sizes"],
+                    spare_cpus(),
+                    quiet,
+                    pool,
+                )
                 clock.time("bags", lambda: clock.add(write_bags(*weighing)))
             planned = weighed if cfg.training.plan_weight else None
             tuned = clock.time("training", lambda: _train(cfg, base, pairs, beside, planned, training, quiet))
@@ -224,10 +258,31 @@ def _with_devices(cfg: IndexConfig, llm: str) -> IndexConfig:
 
     have = ray.cluster_resources()
     gpu = 1.0 if have.get("GPU", 0) >= 1 else 0.0
-    generation = cfg.llm.model_copy(update={"model": llm, "gpus": gpu if cfg.llm.gpus is None else cfg.llm.gpus})
+    each = gpu * cfg.llm.tensor_parallel if cfg.llm.gpus is None else cfg.llm.gpus
+    generation = cfg.llm.model_copy(update={"model": llm, "gpus": each})
     training = cfg.training.model_copy(update={"gpus": gpu if cfg.training.gpus is None else cfg.training.gpus})
-    refuse_lacking(asked_of(training, generation), cluster_nodes())
+    refuse_lacking(asked_of(training, generation, cfg.workers), cluster_nodes())
     return cfg.model_copy(update={"llm": generation, "training": training})
+
+
+@contextmanager
+def _suitable_machines(cfg: IndexConfig) -> Iterator[None]:
+    """Raises BuildError where the cluster, or this machine where there is none, lacks what is asked for.
+
+    A cluster stays joined for the block.
+    """
+    import ray
+
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        with ray_cluster():
+            _with_devices(cfg, cfg.llm.model)
+            yield
+        return
+    import torch
+
+    here_is = Node({"CPU": max(4, cores()), "GPU": torch.cuda.device_count()})  # as ray_cluster will count
+    refuse_lacking(asked_of(cfg.training, cfg.llm, cfg.workers), [here_is])
+    yield
 
 
 def writers_of(cfg: IndexConfig, llm: Path) -> tuple[IndexConfig, list[Path]]:

@@ -10,10 +10,11 @@ distribution of an LM is a vector over the same vocabulary: planning ahead compa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -187,18 +188,25 @@ class Weigher(ShardWorker):
 
 
 def write_bags(
-    source: Output, bags: Output, fmt: PromptFormat, sizes: dict[str, int], actors: int, quiet: bool = False
+    source: Output,
+    bags: Output,
+    fmt: PromptFormat,
+    sizes: dict[str, int],
+    actors: int,
+    quiet: bool = False,
+    pool: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Spent]:
     """Fill `bags` with a row of BAG for every document of the normalised corpus, and its folder with the same as Bags.
 
-    Frequencies are counted over SAMPLE documents at most, in shards spread evenly over the corpus. Returns what the
+    Frequencies are counted over SAMPLE documents at most, in shards spread evenly over the corpus. `pool` are
+    options of Ray for the workers. Returns what the
     workers took.
     """
     if bags.done() is not None:
         return {}
     counts = [some for shard in sample_shards(sizes, SAMPLE) for some in count_tokens(fmt, whole_texts(source, shard))]
     task = WeighTokens(fmt, TokenStatistics.counted(counts, len(fmt.tokenizer)))
-    spent = map_shards(source, [(task, bags)], Weigher, {}, {"num_cpus": 1}, actors, sizes.__getitem__, quiet)
+    spent = map_shards(source, [(task, bags)], Weigher, {}, {"num_cpus": 1, **pool}, actors, sizes.__getitem__, quiet)
     joined = Bags.of(bags.folder.read_table(shard) for shard in bags.shards())
     if bags.folder.local:
         joined.save(Path(bags.folder.path))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import cached_property
 from typing import Any
 
 from zerogr_ray.chat import PromptFormat
-from zerogr_ray.cluster import cores
+from zerogr_ray.cluster import cores, pin_apart, pool_options
 from zerogr_ray.config import LLMConfig
 from zerogr_ray.errors import BuildError
 from zerogr_ray.generation.engine import Engine, Sampling, open_engine
@@ -57,6 +58,8 @@ class Writer(ShardWorker):
 
     def __init__(self, source: Output, tasks: list[tuple[ShardTask, Output]], llm: LLMConfig) -> None:
         super().__init__(source, tasks)
+        if llm.engines > 1 and not llm.gpus:
+            pin_apart(int(os.environ["OMP_NUM_THREADS"]))
         self.engine = CountingEngine(llm)
 
     def work(self, shard: str, task: ShardTask, output: Output) -> tuple[int, int]:
@@ -75,4 +78,5 @@ def engine_resources(llm: LLMConfig) -> dict[str, Any]:
     """What one engine reserves of the cluster. Ray would give a CPU engine one thread: it gets the machine's cores."""
     threads = str(max(1, cores() // (1 if llm.gpus else llm.engines)))
     variables = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    return {"num_cpus": llm.cpus, "num_gpus": llm.gpus or 0, "runtime_env": {"env_vars": variables}}
+    devices = {"num_cpus": llm.cpus, "num_gpus": llm.gpus or 0}
+    return {**devices, **pool_options(llm), "runtime_env": {"env_vars": variables}}

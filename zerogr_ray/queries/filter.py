@@ -18,8 +18,9 @@ filter costs O(n log n) in the number of queries.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -64,19 +65,20 @@ def filter_queries(
     actors: int,
     quiet: bool = False,
     clock: Clock | None = None,
+    pool: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Fill `kept` with the rows of `queries`, with fewer queries in each. Returns its manifest.
 
     The manifest's "queries" counts the written, the kept, those that went by reason, and the spared (which are among
-    the kept). `actors` judge side by side, one CPU each. Interrupted, it goes on with the shards that were not judged.
-    Raises BuildError where a worker fails.
+    the kept). `actors` judge side by side, one CPU each and whatever `pool` says to Ray. Interrupted, it goes on with
+    the shards that were not judged. Raises BuildError where a worker fails.
     """
     if (manifest := kept.done()) is not None:
         return manifest
     judged = Output("filter", kept.folder / "judged")
     given = {"queries": queries, "sizes": sizes}
     tasks = [(JudgeQueries(cfg), judged)]
-    spent = map_shards(corpus, tasks, Judge, given, {"num_cpus": 1}, actors, sizes.__getitem__, quiet)
+    spent = map_shards(corpus, tasks, Judge, given, {"num_cpus": 1, **pool}, actors, sizes.__getitem__, quiet)
     if clock is not None:
         clock.add(spent)
     shards = sorted(sizes)
