@@ -45,7 +45,7 @@ SHARDS = 3
 """Shards that the LM writes, unless it is told how many documents: the first warms it up."""
 
 STEPS = 6
-"""Optimizer steps at least."""
+"""Optimizer steps at least, or somewhat fewer where documents have few passages."""
 
 SEARCHES = 4
 """Queries that are searched in every way."""
@@ -83,7 +83,8 @@ def _build(documents: Sequence[Document], folder: Path, cfg: IndexConfig, quiet:
 
 def _learning(cfg: IndexConfig, documents: int) -> IndexConfig:
     """With at least STEPS steps, of which none writes a checkpoint."""
-    least = STEPS * cfg.training.batch_examples / (documents * max(1, cfg.queries.per_document))
+    examples = cfg.queries.per_document + (cfg.queries.passages and 1 + cfg.queries.passages)
+    least = STEPS * cfg.training.batch_examples / (documents * max(1, examples))
     how = {"epochs": max(cfg.training.epochs, least), "checkpoint_seconds": 1e9, "held_out": 0.0}
     return cfg.model_copy(
         update={

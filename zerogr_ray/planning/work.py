@@ -119,7 +119,8 @@ def count_work(
     N = len(documents)
 
     recorder = _Recorder(writers[0])
-    docids = WriteDocIds(cfg.docids, known)(table, recorder)
+    WriteDocIds(cfg.docids, known)(table, recorder)
+    docids = WriteDocIds(cfg.docids.model_copy(update={"written_by": "rule"}), known)(table, recorder)
     names = docids["docid"].to_pylist()
     tokens = fmt.docids(names)
     docid_tokens = sum(map(len, tokens)) / N + 1
