@@ -1,8 +1,8 @@
 """Does `zerogr plan` foresee what a build takes? Calibrate on a few documents, predict ten times as many, build them.
 
-The corpus is this Python's own documentation, the settings are the demo's with one document a shard. Every build is a process
-of its own. Prints JSON: predicted and measured seconds of every stage. FOLDER keeps the calibration, which is used
-again, so that the two halves can be run apart:
+The corpus is this Python's own documentation, the settings are the demo's with one document a shard. Every build is a
+process of its own. Prints JSON: predicted and measured seconds of every stage. FOLDER keeps the calibration, which is
+used again, so that the two halves can be run apart:
 
     python -m benchmarks.plan_check FOLDER --only-calibrate        # 2 cores: some 3 minutes
     python -m benchmarks.plan_check FOLDER --out benchmarks/results/plan_check.json       # 4 minutes
