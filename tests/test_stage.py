@@ -30,16 +30,14 @@ class Upper:
 class PlainWorker(ShardWorker):
     """What Writer is, without a model: reads, computes, commits."""
 
-    def __init__(self, source, tasks, fail_on="", seconds=0.0):
+    def __init__(self, source, tasks, fail_on=""):
         super().__init__(source, tasks)
-        self.fail_on, self.seconds = fail_on, seconds
+        self.fail_on = fail_on
 
     def work(self, shard, task, output):
         if shard == self.fail_on:
             raise ValueError(f"the ink ran out on {shard}")
-        time.sleep(self.seconds)
-        table = task(self.source.folder.read_table(shard), None)
-        output.folder.write_table(shard, table.append_column("by", pa.array([os.getpid()] * table.num_rows)))
+        output.folder.write_table(shard, task(self.source.folder.read_table(shard), None))
         return 2, 0
 
 
@@ -55,6 +53,17 @@ class DyingWorker(PlainWorker):
             self.source.folder.write("died", b"")
             os._exit(1)
         return super().__call__(batch)
+
+
+class WaitingWorker(PlainWorker):
+    """Does nothing before a second one is there."""
+
+    def work(self, shard, task, output):
+        self.source.folder.write(f"worker-{os.getpid()}", b"")
+        until = time.monotonic() + 60
+        while len(self.source.folder.names("worker-", "")) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        return super().work(shard, task, output)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +116,8 @@ def test_a_worker_that_dies_is_replaced_and_no_row_is_lost_or_doubled(ray, sourc
 
 def test_actors_grow_with_the_backlog_and_every_shard_is_timed(ray, source, tmp_path):
     output = Output("upper", Folder(tmp_path / "upper"))
-    spent = run(source, output, seconds=0.5)["upper"]
-    assert len({row["by"] for row in everything(output)}) == 2
+    spent = run(source, output, worker=WaitingWorker)["upper"]
+    assert len(source.folder.names("worker-", "")) == 2
     assert (spent.rows, len(spent.seconds)) == (12, 6)
-    assert min(spent.seconds) >= 0.5
+    assert max(spent.seconds) < 60
+    assert spent.memory > 1 << 26

@@ -217,7 +217,8 @@ def test_starting_and_growing_are_told_apart():
 def test_a_calibration_that_would_measure_nothing_is_refused(folder):
     status, out, err = plan(folder, "--calibrate", folder / "new.json")
     assert (status, out) == (2, "")
-    assert "a calibration takes two shards of corpus.shard_rows=64 documents or more, not 24" in err
+    assert "a calibration takes 3 documents or more, here 192, and" in err
+    assert "corpus.jsonl gives 24; give other --documents" in err
 
 
 @pytest.mark.ray

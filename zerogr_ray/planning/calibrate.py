@@ -42,7 +42,7 @@ BULK, BULK_SHARDS = 2000, 100
 """Documents and shards of the build without LM, at most."""
 
 SHARDS = 3
-"""Shards that the LM writes, unless it is told how many documents: the first warms it up."""
+"""Shards that the LM writes, of fewer documents than configured where it shall write for few: the first warms it up."""
 
 STEPS = 6
 """Optimizer steps at least, or somewhat fewer where documents have few passages."""
@@ -60,10 +60,10 @@ def measure(corpus: str, cfg: IndexConfig, documents: int | None = None, quiet: 
     bulk = max(wanted, min(BULK, BULK_SHARDS * cfg.corpus.shard_rows))
     found = read_sample(corpus, cfg.corpus.text_chars, BULK, 1).documents
     found = found if len(found) <= bulk else [found[i * len(found) // bulk] for i in range(bulk)]
-    if len(found) < max(wanted, 2) or wanted < 2 * cfg.corpus.shard_rows:
+    if not SHARDS <= wanted <= len(found):
         raise InputError(
-            f"a calibration takes two shards of corpus.shard_rows={cfg.corpus.shard_rows} documents or more, not "
-            f"{min(wanted, len(found))}; give more --documents or a smaller corpus.shard_rows"
+            f"a calibration takes {SHARDS} documents or more, here {wanted}, and {corpus} gives {len(found)}; "
+            "give other --documents or a larger corpus"
         )
     spread = [found[i * len(found) // wanted] for i in range(wanted)]
     with tempfile.TemporaryDirectory(prefix="zerogr-calibrate-") as scratch:
@@ -85,9 +85,11 @@ def _learning(cfg: IndexConfig, documents: int) -> IndexConfig:
     """With at least STEPS steps, of which none writes a checkpoint."""
     examples = cfg.queries.per_document + (cfg.queries.passages and 1 + cfg.queries.passages)
     least = STEPS * cfg.training.batch_examples / (documents * max(1, examples))
+    shard_rows = min(cfg.corpus.shard_rows, documents // SHARDS)  # so that there are warm ones
     how = {"epochs": max(cfg.training.epochs, least), "checkpoint_seconds": 1e9, "held_out": 0.0}
     return cfg.model_copy(
         update={
+            "corpus": cfg.corpus.model_copy(update={"shard_rows": shard_rows}),
             "training": cfg.training.model_copy(update=how),
             "calibration": cfg.calibration.model_copy(update={"texts": max(1, cfg.calibration.texts)}),
             "docids": cfg.docids.model_copy(update={"distinct_rounds": 0}),
