@@ -38,7 +38,7 @@ from zerogr_ray.training.checkpoints import read_log
 if TYPE_CHECKING:
     from zerogr_ray.decoding.retriever import Retriever
 
-BULK, BULK_SHARDS = 2000, 100
+BULK, BULK_SHARDS = 2000, 50
 """Documents and shards of the build without LM, at most."""
 
 SHARDS = 3
@@ -47,10 +47,10 @@ SHARDS = 3
 STEPS = 6
 """Optimizer steps at least, or somewhat fewer where documents have few passages."""
 
-SEARCHES = 4
+SEARCHES = 2
 """Queries that are searched in every way."""
 
-PRIORS = 8, 64
+PRIORS = 4, 24
 """Docids of which priors are measured: the difference is what they cost, the rest is what it costs to begin."""
 
 
