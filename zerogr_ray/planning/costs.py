@@ -258,7 +258,7 @@ class _Bill:
         """The index, with what the LM measures for it."""
         N, work, cfg = self.N, self.work, self.cfg.calibration
         if cfg.texts:
-            memory = 2 * self.weights + 2 * AT_ONCE * self.shape.vocabulary * 4
+            memory = 2.0 * self.weights + 2 * AT_ONCE * self.shape.vocabulary * 4
             tokens = N * work.docid_tokens
             network = 2 * self.weights * self.engines
             self.add("priors", tokens * cfg.texts, self.units, memory - DRIVER, 2 * tokens, network)

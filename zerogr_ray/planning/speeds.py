@@ -115,7 +115,7 @@ def published(measured: Calibration, gpus: Gpus, shape: ModelShape, work: Work, 
     of prefill where none is published, since a training step is three passes.
     """
     generation, training = gpus.facts["generation"], gpus.facts["training"]
-    scale = generation["of_bf16"] * generation["parameters"] / shape.parameters
+    scale = float(generation["of_bf16"] * generation["parameters"] / shape.parameters)
     prefill, decode = (speed * scale for speed in two_speeds(generation["runs"]))
 
     def of(texts: Texts) -> float:
