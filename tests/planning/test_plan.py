@@ -13,6 +13,7 @@ import pytest
 from tests.command import zerogr
 from tests.tiny import save_tiny
 from zerogr_ray.chat import PromptFormat
+from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import IndexConfig, make_config
 from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.docids.generate import docid_prompt
@@ -231,10 +232,15 @@ def test_a_calibration_is_measured_on_real_builds_and_a_plan_is_made_of_it(folde
         "training.batch_examples": 8,
         "calibration.texts": 2,
         "calibration.queries": 0,
+        "postings": "none",
+        "queries.filter.repeats": 0,
+        "queries.filter.shared": "false",
+        "queries.filter.round_trip": 0,
     }
     given = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
     made = folder / "made.json"
-    status, out, err = plan(folder, "--calibrate", made, "--documents", 6, *given)
+    with ray_cluster():
+        status, out, err = plan(folder, "--calibrate", made, "--documents", 6, *given)
     assert status == 0, err
     assert "training" in out
     found = Calibration.model_validate_json(made.read_text())
