@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pyarrow as pa
 import pytest
 
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.errors import BuildError
-from zerogr_ray.stage import Output, map_shards
+from zerogr_ray.stage import Output, ShardWorker, map_shards
 from zerogr_ray.store import Folder
 
 pytestmark = pytest.mark.ray
@@ -26,19 +27,18 @@ class Upper:
         return pa.table({"docno": documents["docno"], "text": [text.upper() for text in documents["text"].to_pylist()]})
 
 
-class PlainWorker:
+class PlainWorker(ShardWorker):
     """What Writer is, without a model: reads, computes, commits."""
 
     def __init__(self, source, tasks, fail_on=""):
-        self.source, self.tasks, self.fail_on = source, tasks, fail_on
+        super().__init__(source, tasks)
+        self.fail_on = fail_on
 
-    def __call__(self, batch):
-        for shard, number in zip(batch["shard"], batch["task"], strict=True):
-            if shard == self.fail_on:
-                raise ValueError(f"the ink ran out on {shard}")
-            task, output = self.tasks[int(number)]
-            output.folder.write_table(str(shard), task(self.source.folder.read_table(str(shard)), None))
-        return {"rows": [2] * len(batch["shard"]), "tokens": [0] * len(batch["shard"])}
+    def work(self, shard, task, output):
+        if shard == self.fail_on:
+            raise ValueError(f"the ink ran out on {shard}")
+        output.folder.write_table(shard, task(self.source.folder.read_table(shard), None))
+        return 2, 0
 
 
 class DyingWorker(PlainWorker):
@@ -53,6 +53,17 @@ class DyingWorker(PlainWorker):
             self.source.folder.write("died", b"")
             os._exit(1)
         return super().__call__(batch)
+
+
+class WaitingWorker(PlainWorker):
+    """Does nothing before a second one is there."""
+
+    def work(self, shard, task, output):
+        self.source.folder.write(f"worker-{os.getpid()}", b"")
+        until = time.monotonic() + 60
+        while len(self.source.folder.names("worker-", "")) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        return super().work(shard, task, output)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +81,7 @@ def source(tmp_path):
 
 
 def run(source, output, worker=PlainWorker, **arguments):
-    map_shards(source, [(Upper(), output)], worker, arguments, {"num_cpus": 1}, 2, lambda shard: 2, quiet=True)
+    return map_shards(source, [(Upper(), output)], worker, arguments, {"num_cpus": 1}, 2, lambda shard: 2, quiet=True)
 
 
 def everything(output):
@@ -101,3 +112,12 @@ def test_a_worker_that_dies_is_replaced_and_no_row_is_lost_or_doubled(ray, sourc
     assert source.folder.exists("died")
     docnos = [row["docno"] for row in everything(output)]
     assert docnos == [f"{shard}-{x}" for shard in SHARDS for x in "ab"]
+
+
+def test_actors_grow_with_the_backlog_and_every_shard_is_timed(ray, source, tmp_path):
+    output = Output("upper", Folder(tmp_path / "upper"))
+    spent = run(source, output, worker=WaitingWorker)["upper"]
+    assert len(source.folder.names("worker-", "")) == 2
+    assert (spent.rows, len(spent.seconds)) == (12, 6)
+    assert max(spent.seconds) < 60
+    assert spent.memory > 1 << 26

@@ -9,6 +9,7 @@ A stage's key is made of what it depends on, so a changed setting rebuilds what 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,11 +19,21 @@ from typing import Any
 
 from zerogr_ray.adapters import adapter_for, chosen_adapter, find_adapted_model, find_writer
 from zerogr_ray.cache import here, locked
-from zerogr_ray.cluster import asked_of, cluster_nodes, ray_cluster, refuse_lacking, shared, spare_cpus
+from zerogr_ray.cluster import (
+    Node,
+    asked_of,
+    cluster_nodes,
+    cores,
+    pool_options,
+    ray_cluster,
+    refuse_lacking,
+    shared,
+    spare_cpus,
+)
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.bags import Bags, write_bags
 from zerogr_ray.corpus.documents import source_stamp
-from zerogr_ray.corpus.normalise import normalise
+from zerogr_ray.corpus.normalise import normalise, normalised
 from zerogr_ray.corpus.terms import Frequencies, corpus_frequencies
 from zerogr_ray.docids.coverage import coverage
 from zerogr_ray.docids.distinct import distinct_key, make_distinct
@@ -37,7 +48,7 @@ from zerogr_ray.published import find_published
 from zerogr_ray.queries.filter import filter_key, filter_queries
 from zerogr_ray.queries.generate import WriteQueries
 from zerogr_ray.s3 import is_url, place_of
-from zerogr_ray.stage import Output, ShardTask, map_shards, progress
+from zerogr_ray.stage import Clock, Output, ShardTask, Spent, map_shards, progress
 from zerogr_ray.store import Folder, key_of
 from zerogr_ray.training.fit import NOT_RESULTS
 from zerogr_ray.training.pairs import write_pairs
@@ -63,7 +74,9 @@ class BuildReport:
     collisions: dict[str, int] = field(default_factory=dict)
     """Distinct docids before and after collisions were resolved, and how; empty where they are left."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time of each stage that ran."""
+    """Wall time of each stage that ran; "start" is all else: Ray's start, the models' fingerprints."""
+    spent: dict[str, Spent] = field(default_factory=dict)
+    """For each output that workers made: how long they took for each shard."""
 
 
 def build_index(
@@ -76,7 +89,7 @@ def build_index(
     nothing changed it does nothing. Raises InputError for a corpus that cannot be read and a store that refuses,
     ModelError for a model that cannot be used, BuildError where a stage fails.
     """
-    cfg = config or IndexConfig()
+    cfg, clock = config or IndexConfig(), Clock()
     target = place_of(out)
     folder = Folder(work or f"{target}.work")
     source_stamp(corpus)  # a corpus that is not there is said before a model is fetched
@@ -88,13 +101,14 @@ def build_index(
         model = find_adapted_model(cfg.model, adapter)
     prompt_format = load_format(model)
     load_format(llm)
-    docid_writer, docids_cfg = find_writer(cfg.docids, cfg.llm.model, "docids")
-    query_writer, queries_cfg = find_writer(cfg.queries, cfg.llm.model, "queries")
-    cfg, writers = cfg.model_copy(update={"docids": docids_cfg, "queries": queries_cfg}), [docid_writer, query_writer]
+    cfg, writers = writers_of(cfg)
     reserved = rerank_token(prompt_format) if cfg.training.rerank_every else None
-    with _only_builder(_lock_beside(target)), _only_builder(Path(folder.path) / ".lock" if folder.local else None):
+    with ExitStack() as running:
+        running.enter_context(_only_builder(_lock_beside(target)))
+        running.enter_context(_only_builder(Path(folder.path) / ".lock" if folder.local else None))
         check_target(target)
-        clock = _Clock()
+        if not normalised(corpus, folder, cfg.corpus):  # what the machines lack is said before hours of reading
+            running.enter_context(_suitable_machines(cfg))
         source, facts = clock.time("corpus", lambda: normalise(corpus, folder, cfg.corpus, quiet))
         # Shards of all stages line up, so a stage depends on how the corpus is cut as well as on what is in it.
         layout = f"{facts['fingerprint']}/{cfg.corpus.shard_rows}"
@@ -114,12 +128,25 @@ def build_index(
             base = shared("model", model, folder)
             cfg = _with_devices(cfg, shared("llm.model", llm, folder))
             ready = [shared("llm.model", writer, folder) for writer in writers]
-            known = corpus_frequencies(source, facts["sizes"], Output.at(folder, "terms", key_of("terms", 1, layout)))
-            clock.time("docids + queries", lambda: _generate(cfg, ready, source, facts, known, docids, queries, quiet))
+            pool = pool_options(cfg.workers)
+            terms = Output.at(folder, "terms", key_of("terms", 1, layout))
+            known = clock.time("terms", lambda: corpus_frequencies(source, facts["sizes"], terms))
+            writing_all = (cfg, ready, source, facts, known, docids, queries, clock, quiet)
+            clock.time("docids + queries", lambda: _generate(*writing_all))
             if plan.distinct != plan.docids:
                 clock.time("distinct", lambda: _distinguish(cfg, source, docids, known, distinct, quiet))
             if plan.kept != plan.queries:
-                wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet)
+                wanted = (
+                    source,
+                    queries,
+                    kept,
+                    cfg.queries,
+                    facts["sizes"],
+                    spare_cpus(),
+                    quiet,
+                    clock,
+                    pool,
+                )
                 clock.time("filter", lambda: filter_queries(*wanted))
             held = held_out_share(facts["rows"] * cfg.queries.per_document, cfg.training)
             clock.time(
@@ -134,8 +161,16 @@ def build_index(
             beside = candidates if reserved is not None else None
             weighed = Output.at(folder, "bags", plan.bags) if plan.bags else None
             if weighed is not None:
-                weighing = (source, weighed, prompt_format, facts["sizes"], spare_cpus(), quiet)
-                clock.time("bags", lambda: write_bags(*weighing))
+                weighing = (
+                    source,
+                    weighed,
+                    prompt_format,
+                    facts["sizes"],
+                    spare_cpus(),
+                    quiet,
+                    pool,
+                )
+                clock.time("bags", lambda: clock.add(write_bags(*weighing)))
             planned = weighed if cfg.training.plan_weight else None
             tuned = clock.time("training", lambda: _train(cfg, base, pairs, beside, planned, training, quiet))
             about = {
@@ -147,8 +182,9 @@ def build_index(
             }
             bags = Bags.open(str(weighed.folder)) if weighed is not None else None
             left = Left(source, distinct, pairs, bags, tuned, prompt_format)
-            manifest = clock.time("index", lambda: publish(target, left, cfg, about, folder, quiet))
-    seconds = {name: round(spent, 1) for name, spent in clock.seconds.items()}
+            manifest = clock.time("index", lambda: publish(target, left, cfg, about, folder, quiet, clock))
+    clock.seconds["start"] = time.monotonic() - clock.began - sum(clock.seconds.values())
+    seconds = {name: round(spent, 3) for name, spent in clock.seconds.items()}
     return BuildReport(
         target,
         manifest["documents"],
@@ -157,6 +193,7 @@ def build_index(
         queries=(kept.done() or {}).get("queries", {}),
         collisions=_collisions(distinct),
         seconds=seconds,
+        spent=clock.spent,
         **report,
     )
 
@@ -221,10 +258,38 @@ def _with_devices(cfg: IndexConfig, llm: str) -> IndexConfig:
 
     have = ray.cluster_resources()
     gpu = 1.0 if have.get("GPU", 0) >= 1 else 0.0
-    generation = cfg.llm.model_copy(update={"model": llm, "gpus": gpu if cfg.llm.gpus is None else cfg.llm.gpus})
+    each = gpu * cfg.llm.tensor_parallel if cfg.llm.gpus is None else cfg.llm.gpus
+    generation = cfg.llm.model_copy(update={"model": llm, "gpus": each})
     training = cfg.training.model_copy(update={"gpus": gpu if cfg.training.gpus is None else cfg.training.gpus})
-    refuse_lacking(asked_of(training, generation), cluster_nodes())
+    refuse_lacking(asked_of(training, generation, cfg.workers), cluster_nodes())
     return cfg.model_copy(update={"llm": generation, "training": training})
+
+
+@contextmanager
+def _suitable_machines(cfg: IndexConfig) -> Iterator[None]:
+    """Raises BuildError where the cluster, or this machine where there is none, lacks what is asked for.
+
+    A cluster stays joined for the block.
+    """
+    import ray
+
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        with ray_cluster():
+            _with_devices(cfg, cfg.llm.model)
+            yield
+        return
+    import torch
+
+    here_is = Node({"CPU": max(4, cores()), "GPU": torch.cuda.device_count()})  # as ray_cluster will count
+    refuse_lacking(asked_of(cfg.training, cfg.llm, cfg.workers), [here_is])
+    yield
+
+
+def writers_of(cfg: IndexConfig) -> tuple[IndexConfig, list[Path]]:
+    """The models that write docids and queries, and the settings with which they are asked. Raises ModelError."""
+    docid_writer, docids = find_writer(cfg.docids, cfg.llm.model, "docids")
+    query_writer, queries = find_writer(cfg.queries, cfg.llm.model, "queries")
+    return cfg.model_copy(update={"docids": docids, "queries": queries}), [docid_writer, query_writer]
 
 
 def _generate(
@@ -235,6 +300,7 @@ def _generate(
     known: Frequencies,
     docids: Output,
     queries: Output,
+    clock: Clock,
     quiet: bool,
 ) -> None:
     """Docids and pseudo-queries: by the same engines in one pass over the shards, where one model writes both."""
@@ -246,7 +312,8 @@ def _generate(
     for writer in dict.fromkeys(writers):
         own = [task for task, model in zip(tasks, writers, strict=True) if model == writer]
         llm = cfg.llm.model_copy(update={"model": writer})
-        map_shards(source, own, Writer, {"llm": llm}, engine_resources(llm), llm.engines, sizes.__getitem__, quiet)
+        given = (source, own, Writer, {"llm": llm}, engine_resources(llm), llm.engines, sizes.__getitem__, quiet)
+        clock.add(map_shards(*given))
     for _, output in tasks:
         if missing := sorted(set(sizes) - set(output.shards())):
             raise BuildError(f"{output.folder} lacks {missing[0]}; run the same command again")
@@ -298,19 +365,6 @@ def _train(
 
         arrays = str(bags.folder) if bags is not None else None
         return fit(model, shards, task, cfg.training, str(training.folder), show, held, beside, bags=arrays)
-
-
-class _Clock:
-    """Wall seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def time(self, name: str, work: Any) -> Any:
-        started = time.monotonic()
-        result = work()
-        self.seconds[name] = time.monotonic() - started
-        return result
 
 
 def _lock_beside(target: str) -> Path | None:

@@ -16,6 +16,7 @@ from zerogr_ray.errors import InputError, ZeroGRError
 from zerogr_ray.evaluation import commands
 from zerogr_ray.jobs import commands as jobs
 from zerogr_ray.options import Decoding, Draws, Json, Published, Quiet, Seed, decoding, load, print_json, setting
+from zerogr_ray.planning import commands as planning
 from zerogr_ray.serving import commands as serving
 
 app = typer.Typer(
@@ -56,7 +57,7 @@ def index(
     cfg = read_config(config, IndexConfig, overrides) if config else make_config(IndexConfig, {}, overrides)
     report = build_index(corpus, out, cfg, work, quiet)
     if as_json:
-        print_json(asdict(report))
+        print_json(asdict(report) | {"spent": {name: spent.summary() for name, spent in report.spent.items()}})
         return
     print(f"documents\t{report.documents}")
     print(f"docids\t{report.docids}")
@@ -148,6 +149,7 @@ def evaluate(
 
 app.command()(commands.report)
 app.command()(commands.suite)
+app.command()(planning.plan)
 app.command()(serving.serve)
 app.command()(serving.key)
 app.command(context_settings=jobs.ANY_OPTIONS)(jobs.submit)

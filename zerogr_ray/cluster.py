@@ -2,28 +2,78 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import math
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from zerogr_ray.config import LLMConfig, TrainingConfig
+from zerogr_ray.config import LLMConfig, PoolConfig, TrainingConfig
 from zerogr_ray.errors import BuildError, InputError, ModelError
 from zerogr_ray.store import Folder, key_of
 
-Asked = dict[str, tuple[int, dict[str, float]]]
-"""Table of the settings -> how many actors it wants at once, and what each of them reserves."""
+
+class Ask(NamedTuple):
+    """What a table of the settings asks of a cluster."""
+
+    actors: int
+    """At once."""
+    each: dict[str, float]
+    """Resources that one of them reserves, on one node."""
+    labels: dict[str, str] = {}  # noqa: RUF012  a default, never changed
+    """Of that node."""
+
+
+class Node(NamedTuple):
+    """What a node of a cluster has."""
+
+    resources: dict[str, float]
+    labels: dict[str, str] = {}  # noqa: RUF012
+
+
+Asked = dict[str, Ask]
+"""By table of the settings."""
 
 LOCAL_OBJECT_STORE = 1 << 30
 """Bytes. Shards travel by name, not through the object store, so that a small one is enough."""
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: those it is bound to, or fewer if its container is given less of their time.
+
+    A limit of 1.5 cores counts as 2: one thread would leave the half unused.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(bound, _cpu_limit(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))))
+
+
+def _cpu_limit(membership: Path, root: Path) -> float:
+    """Cores' worth of time that cgroup v2 grants: the least of cpu.max = QUOTA PERIOD from our group up to the root.
+
+    Inside a container the root shown is the container's own group, and so is the path in `membership`.
+    """
+    try:
+        [path] = [line[3:] for line in membership.read_text().splitlines() if line.startswith("0::")]
+    except (OSError, ValueError):
+        return math.inf
+    own = root / path.strip("/")
+    limits = [math.inf]
+    for group in (own, *own.parents):
+        if not group.is_relative_to(root):
+            break
+        try:
+            quota, period = (group / "cpu.max").read_text().split()
+        except (OSError, ValueError):  # the whole machine's group has no such file
+            continue
+        if quota != "max":
+            limits.append(int(quota) / int(period))
+    return min(limits)
 
 
 def spare_cpus() -> int:
@@ -94,32 +144,110 @@ def _knock(address: str) -> None:
         raise InputError(f"no Ray answers at RAY_ADDRESS={address}: {error}") from None
 
 
-def asked_of(training: TrainingConfig, llm: LLMConfig | None = None) -> Asked:
+def asked_of(training: TrainingConfig, llm: LLMConfig | None = None, pool: PoolConfig | None = None) -> Asked:
     """What the settings ask of a cluster; GPUs count where a number of them was given."""
-    asked: Asked = {"training": (training.workers, {"CPU": training.cpus, "GPU": training.gpus or 0})}
-    return asked if llm is None else {"llm": (1, {"CPU": llm.cpus, "GPU": llm.gpus or 0}), **asked}
+    each = {"CPU": training.cpus, "GPU": training.gpus or 0, **training.resources}
+    asked = {"training": Ask(training.workers, each, training.labels)}
+    if llm is not None:
+        asked["llm"] = Ask(1, {"CPU": llm.cpus, "GPU": llm.gpus or 0, **llm.resources}, llm.labels)
+    if pool is not None:
+        asked["workers"] = Ask(1, {"CPU": 1, **pool.resources}, pool.labels)
+    return asked
 
 
-def refuse_lacking(asked: Asked, nodes: Sequence[dict[str, float]]) -> None:
-    """Raises BuildError where nodes with these resources lack what is asked for: Ray would wait for it for ever."""
-    for table, (actors, each) in asked.items():
-        for name, amount in each.items():
-            have = [node.get(name, 0) for node in nodes]
-            fitting = actors if amount == 0 else sum(int(one / amount + 1e-9) for one in have)
-            if fitting < actors:
-                many = f"{actors} times " if actors > 1 else ""
+def refuse_lacking(asked: Asked, nodes: Sequence[Node]) -> None:
+    """Raises BuildError where these nodes lack what is asked for: Ray would wait for it for ever."""
+    for table, ask in asked.items():
+        among = [node for node in nodes if all(_may_be(node.labels.get(k), v) for k, v in ask.labels.items())]
+        labelled = " and ".join(f"{key}={value}" for key, value in ask.labels.items())
+        if not among:
+            have = sorted({f"{k}={v}" for node in nodes for k, v in node.labels.items() if k in ask.labels})
+            raise BuildError(
+                f"{table} asks for nodes labelled {labelled}, the Ray cluster has "
+                f"{', '.join(have) or 'none with such a label'}; change {table}.labels or use another cluster"
+            )
+        many, where = (
+            f"{ask.actors} times " if ask.actors > 1 else "",
+            f" on nodes labelled {labelled}" if labelled else "",
+        )
+        whole = {name: amount for name, amount in ask.each.items() if amount}
+        for name, amount in whole.items():
+            found = [node.resources.get(name, 0) for node in among]
+            if _fitting({name: amount}, among) < ask.actors:
+                setting = f"{table}.{name.lower()}s" if name in ("CPU", "GPU") else f"{table}.resources"
                 raise BuildError(
-                    f"{table} asks for {many}{amount:g} {name}, the Ray cluster has {sum(have):g}"
-                    + (f", {max(have):g} of them on its largest node" if len(have) > 1 else "")
-                    + f"; lower {table}.{name.lower()}s or use a larger cluster"
+                    f"{table} asks for {many}{amount:g} {name}{where}, the Ray cluster has {sum(found):g}"
+                    + (f", {max(found):g} of them on its largest node" if len(found) > 1 else "")
+                    + f"; lower {setting} or use a larger cluster"
                 )
+        if _fitting(whole, among) < ask.actors:
+            wanted = " and ".join(f"{amount:g} {name}" for name, amount in whole.items())
+            nodes_have = "; ".join(
+                ", ".join(f"{node.resources.get(name, 0):g} {name}" for name in whole) for node in among[:8]
+            )
+            raise BuildError(
+                f"{table} asks for {many}{wanted} on one node{where}, the Ray cluster's nodes have {nodes_have}; "
+                f"lower what {table} asks for or use a larger cluster"
+            )
 
 
-def cluster_nodes() -> list[dict[str, float]]:
-    """The resources of each node of the Ray that is running."""
+def _fitting(each: dict[str, float], nodes: Sequence[Node]) -> float:
+    """How many actors of these needs the nodes hold together."""
+    if not each:
+        return math.inf
+    return sum(min(int(node.resources.get(n, 0) / amount + 1e-9) for n, amount in each.items()) for node in nodes)
+
+
+def _may_be(have: str | None, wanted: str) -> bool:
+    """Whether a label suits; what is no plain value (!a, in(a, b)) is for Ray to judge."""
+    return have == wanted or wanted.startswith("!") or "(" in wanted
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes of the Ray that is running."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
+
+
+def pool_options(pool: PoolConfig) -> dict[str, Any]:
+    """The options of Ray that put an actor into its pool."""
+    options = {"resources": pool.resources, "label_selector": pool.labels}
+    return {name: value for name, value in options.items() if value}
+
+
+_held: list[int] = []
+"""Open locks of the cores that are this process's."""
+
+
+def pin_apart(threads: int, folder: Path | None = None) -> set[int]:
+    """Bind this process to `threads` cores that no other process of ours on this machine has bound itself to.
+
+    Returns them. Each is a lock file in `folder` (the system's for temporary files), held until the process ends,
+    however it ends. Where fewer are free nothing is bound: the set is empty.
+    """
+    place = folder or Path(tempfile.gettempdir()) / f"zerogr-cores-{os.getuid()}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    mine: dict[int, int] = {}
+    for core in sorted(os.sched_getaffinity(0)):
+        handle = os.open(place / str(core), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            continue
+        mine[core] = handle
+        if len(mine) == threads:
+            break
+    if len(mine) < threads:
+        for handle in mine.values():
+            os.close(handle)
+        return set()
+    _held.extend(mine.values())
+    for thread in os.listdir("/proc/self/task"):  # those that are there; what they start inherits it
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread), mine)
+    return set(mine)
 
 
 def shared(what: str, folder: Path, work: Folder) -> str:

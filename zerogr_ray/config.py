@@ -34,7 +34,16 @@ class CorpusConfig(Strict):
     """Documents per shard. A shard is what a lost worker has to do again, and what a worker commits at once."""
 
 
-class LLMConfig(Strict):
+class PoolConfig(Strict):
+    """Which nodes of a cluster actors run on, where not on any that has the CPUs and GPUs."""
+
+    resources: dict[str, float] = {}
+    """Resources of Ray that each actor reserves besides, as nodes were started with: {"a100": 1}."""
+    labels: dict[str, str] = {}
+    """Labels of Ray that its node must have: {"ray.io/accelerator-type": "A100"}."""
+
+
+class LLMConfig(PoolConfig):
     """The language model that writes docids and pseudo-queries, and the engine that runs it."""
 
     model: str = DEFAULT_MODEL
@@ -49,10 +58,12 @@ class LLMConfig(Strict):
     """Sequences that one engine decodes side by side."""
     engines: int = Field(1, ge=1)
     """Engine actors at most. Each holds one copy of the model."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs of one node that share the matrices of one engine, for a writer too large for one; with vLLM alone."""
     cpus: float = Field(1, gt=0)
     """Ray CPUs that one engine reserves."""
     gpus: float | None = Field(None, ge=0)
-    """GPUs that one engine reserves; unset, one where the cluster has any; 0 runs it on the CPU."""
+    """GPUs that one engine reserves; unset, tensor_parallel where the cluster has any; 0 runs it on the CPU."""
 
 
 class DocIdConfig(Strict):
@@ -153,7 +164,7 @@ class QueryConfig(Strict):
     filter: FilterConfig = FilterConfig()
 
 
-class TrainingConfig(Strict):
+class TrainingConfig(PoolConfig):
     """Fine-tuning: cross-entropy on the answer given the prompt, for the retriever the docid given the query."""
 
     method: Literal["full", "lora"] = "full"
@@ -288,6 +299,8 @@ class IndexConfig(Strict):
     queries: QueryConfig = QueryConfig()
     training: TrainingConfig = TrainingConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    workers: PoolConfig = PoolConfig()
+    """Where the actors run that need no LM: those of the filter and of the bags of terms."""
     postings: Literal["none", "docids", "terms"] = "terms"
     """The inverted index that searches with plan_ahead need. docids: of the docids' tokens, about 60 bytes per docid.
     terms: of the weighted words of the documents' texts, 10 bytes for each of at most 256, some 800 bytes for an

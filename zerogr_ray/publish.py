@@ -26,7 +26,7 @@ from zerogr_ray.index.manifest import read_manifest
 from zerogr_ray.index.trie import Trie
 from zerogr_ray.models import fingerprint, hush, load_format
 from zerogr_ray.s3 import is_url
-from zerogr_ray.stage import Output, last_line, progress
+from zerogr_ray.stage import Clock, Output, last_line, progress
 from zerogr_ray.store import Folder, hash64
 from zerogr_ray.training.record import training_record
 from zerogr_ray.training.validation import FEWEST
@@ -51,12 +51,20 @@ class Left:
 
 
 def publish(
-    target: str | Path, left: Left, cfg: IndexConfig, about: dict[str, Any], work: Folder, quiet: bool = False
+    target: str | Path,
+    left: Left,
+    cfg: IndexConfig,
+    about: dict[str, Any],
+    work: Folder,
+    quiet: bool = False,
+    clock: Clock | None = None,
 ) -> dict[str, Any]:
     """Write the index to `target`; returns its manifest. `about` goes into the manifest, its key is the build's.
 
-    Ray must be initialised where `cfg.calibration` asks for priors or a choice.
+    On the clock, what the LM does for it are the stages "priors" and "decoding". Ray must be initialised where
+    `cfg.calibration` asks for priors or a choice.
     """
+    clock = clock or Clock()
     if load_format(left.tuned).fingerprint != left.format.fingerprint:
         raise BuildError(f"the tokenizer saved in {left.tuned} gives other prompts than the one it was trained with")
     documents = _joined(_documents(shard, left) for shard in left.source.shards())
@@ -75,7 +83,8 @@ def publish(
     def priors(trie: Trie, ordered: pa.Table) -> dict[str, Any]:
         key = task.key(left.docids.folder.path.rpartition("-")[2], model)
         place = shared("the tuned model", left.tuned, work)
-        return measure_priors(trie, ordered, place, task, work, key, resources, cfg.llm.engines, quiet)
+        given = (trie, ordered, place, task, work, key, resources, cfg.llm.engines, quiet, clock)
+        return clock.time("priors", lambda: measure_priors(*given))
 
     def way(bundle: Bundle) -> dict[str, Any]:
         from ray.exceptions import RayError
@@ -84,7 +93,7 @@ def publish(
             return {"decode": usual(bundle).model_dump()}
         place = shared("the index", bundle.path, work)
         try:
-            return _chosen(bundle, place, queries, resources, quiet)
+            return clock.time("decoding", lambda: _chosen(bundle, place, queries, resources, quiet))
         except RayError as error:
             raise BuildError(
                 f"comparing ways of decoding failed: {last_line(error)}; run the same command again to go on"

@@ -8,18 +8,22 @@ same folder, where what is done is found again; other settings lead to another. 
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zerogr_ray.errors import BuildError
 from zerogr_ray.store import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
     from tqdm import tqdm
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,83 @@ class ShardTask(Protocol):
         ...
 
 
+@dataclass
+class Spent:
+    """What the workers of one output took."""
+
+    rows: int = 0
+    tokens: int = 0
+    loading: float = 0.0
+    """Seconds in which models were loaded, by all workers."""
+    memory: int = 0
+    """Bytes of the largest worker."""
+    seconds: list[float] = field(default_factory=list)
+    """Of each shard, without the loading, in the order in which they were done: what a lost worker does again."""
+
+    def summary(self) -> dict[str, float]:
+        """For people: how many shards, and how long the longest took."""
+        longest = max(self.seconds, default=0.0)
+        sums = {"rows": self.rows, "tokens": self.tokens, "memory": self.memory, "shards": len(self.seconds)}
+        return {**sums, **{name: round(s, 3) for name, s in (("loading", self.loading), ("longest_shard", longest))}}
+
+
+class Clock:
+    """Wall seconds by stage, without those of the stages within it; and what the workers of each output took."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.seconds: dict[str, float] = {}
+        self.spent: dict[str, Spent] = {}
+        self._within = 0.0
+
+    def time(self, name: str, work: Callable[[], T]) -> T:
+        """Do `work`; its seconds are those of `name`, together with what `name` took before."""
+        outside, self._within = self._within, 0.0
+        started = time.monotonic()
+        try:
+            return work()
+        finally:
+            took = time.monotonic() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + took - self._within
+            self._within = outside + took
+
+    def add(self, spent: dict[str, Spent]) -> None:
+        """Take in what map_shards returned."""
+        for name, more in spent.items():
+            known = self.spent.setdefault(name, Spent())
+            known.rows, known.tokens = known.rows + more.rows, known.tokens + more.tokens
+            known.loading += more.loading
+            known.memory = max(known.memory, more.memory)
+            known.seconds += more.seconds
+
+
+class ShardWorker:
+    """What the workers of a stage have in common: one shard after the other, each timed."""
+
+    loading = 0.0
+    """Seconds in which it has loaded models."""
+
+    def __init__(self, source: Output, tasks: Sequence[tuple[Any, Output]]) -> None:
+        self.source, self.tasks = source, tasks
+
+    def work(self, shard: str, task: Any, output: Output) -> tuple[int, int]:
+        """Do `task` on `shard` and write it to `output`; returns (rows, tokens)."""
+        raise NotImplementedError
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
+        """Do the shards named in the batch; returns what was done."""
+        done: dict[str, list[Any]] = {"task": [], "rows": [], "tokens": [], "seconds": [], "loading": [], "memory": []}
+        for shard, number in zip(batch["shard"], batch["task"], strict=True):
+            loaded, began = self.loading, time.perf_counter()
+            rows, tokens = self.work(str(shard), *self.tasks[int(number)])
+            loading = self.loading - loaded
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            row = (int(number), rows, tokens, time.perf_counter() - began - loading, loading, memory)
+            for column, value in zip(done.values(), row, strict=True):
+                column.append(value)
+        return done
+
+
 @contextmanager
 def progress(
     name: str, total: int | None, done: int = 0, unit: str = "docs", quiet: bool = False
@@ -93,18 +174,19 @@ def progress(
 def map_shards(
     source: Output,
     tasks: Sequence[tuple[ShardTask, Output]],
-    worker: type,
+    worker: type[ShardWorker],
     worker_arguments: dict[str, Any],
     resources: dict[str, Any],
     actors: int,
     rows_of: Callable[[str], int],
     quiet: bool = False,
-) -> None:
+) -> dict[str, Spent]:
     """Run every task on every shard of `source` that its output lacks, in actors on Ray Data.
 
     Ray Data carries the shards' names; an actor reads, computes and writes them itself. So a killed actor or driver
     loses the shards in hand and no more, nothing large passes through the object store, and all tasks share one
     loaded engine. `worker(source, tasks, **worker_arguments)` is called with batches {"shard": [...], "task": [...]}.
+    There are as many actors as there is work for, up to `actors`. Returns, for each output, what its workers took.
     Raises BuildError with the worker's own words.
     """
     import ray
@@ -117,8 +199,9 @@ def map_shards(
         there = set(output.shards())
         missing += [{"shard": shard, "task": number} for shard in everything if shard not in there]
         done[number] = sum(rows_of(shard) for shard in everything if shard in there)
+    spent = {output.name: Spent() for _, output in tasks}
     if not missing:
-        return
+        return spent
     missing.sort(key=lambda item: (item["shard"], item["task"]))  # both outputs of a shard from one reading
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing ray.data sets it; its notices are not news
     context = DataContext.get_current()
@@ -140,12 +223,18 @@ def map_shards(
     try:
         with progress(names, total * len(tasks), sum(done), unit="rows", quiet=quiet) as bar:
             for row in work.iter_rows():
+                mine = spent[tasks[row["task"]][1].name]
+                mine.rows, mine.tokens = mine.rows + row["rows"], mine.tokens + row["tokens"]
+                mine.loading += row["loading"]
+                mine.memory = max(mine.memory, row["memory"])
+                mine.seconds.append(row["seconds"])
                 tokens += row["tokens"]
                 if tokens:
                     bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s", refresh=False)
                 bar.update(row["rows"])
     except ray.exceptions.RayError as error:
         raise BuildError(f"writing {names} failed: {last_line(error)}; run the same command again to go on") from error
+    return spent
 
 
 def last_line(error: BaseException) -> str:

@@ -130,6 +130,18 @@ def test_resources_that_the_cluster_lacks_are_named_in_seconds(url, folder):
     status, _, err = zerogr("submit", *build(folder, "llm.gpus=8"), "--address", url)
     assert (status, time.monotonic() - started < 20) == (2, True)
     assert "llm asks for 8 GPU, the Ray cluster has 0" in err
+    _, _, err = zerogr("submit", *build(folder, 'llm.labels={pool="a100"}'), "--address", url)
+    assert "llm asks for nodes labelled pool=a100, the Ray cluster has none with such a label" in err
+
+
+def test_a_build_is_refused_before_its_corpus_is_read(head, folder):
+    started = time.monotonic()
+    variables = {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "RAY_ADDRESS": head[1]}
+    with command(*build(folder, "training.workers=99", out="large"), **variables) as run:
+        _, err = run.communicate(timeout=120)
+    assert (run.returncode, time.monotonic() - started < 60) == (2, True), err
+    assert "zerogr: training asks for 99 times 1 CPU, the Ray cluster has 4, 2 of them on its largest node" in err
+    assert not list((folder / "large.work").glob("corpus-*"))
 
 
 def test_another_ray_or_python_is_refused_with_both_versions(url, folder, monkeypatch):

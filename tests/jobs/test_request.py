@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.command import zerogr
-from zerogr_ray.cluster import refuse_lacking
+from zerogr_ray.cluster import Ask, Node, refuse_lacking
 from zerogr_ray.errors import BuildError, InputError
 from zerogr_ray.jobs.client import ENDED, Job, dashboard_url, outcome
 from zerogr_ray.jobs.log import LogPrinter
@@ -96,14 +96,24 @@ def test_arguments_reach_the_shell_whole():
 
 
 def test_a_cluster_that_can_never_hold_what_is_asked_for_is_refused():
-    refuse_lacking({"training": (2, {"CPU": 1, "GPU": 1})}, [{"CPU": 4, "GPU": 2}])
-    refuse_lacking({"training": (2, {"CPU": 1, "GPU": 1})}, [{"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}])
+    two = {"training": Ask(2, {"CPU": 1, "GPU": 1})}
+    refuse_lacking(two, [Node({"CPU": 4, "GPU": 2})])
+    refuse_lacking(two, [Node({"CPU": 4, "GPU": 1}), Node({"CPU": 4, "GPU": 1})])
     with pytest.raises(BuildError, match=r"llm asks for 8 GPU, the Ray cluster has 0; lower llm\.gpus"):
-        refuse_lacking({"llm": (1, {"CPU": 1, "GPU": 8})}, [{"CPU": 4}])
+        refuse_lacking({"llm": Ask(1, {"CPU": 1, "GPU": 8})}, [Node({"CPU": 4})])
     with pytest.raises(BuildError, match="has 4, 2 of them on its largest node"):
-        refuse_lacking({"llm": (1, {"GPU": 4})}, [{"GPU": 2}, {"GPU": 2}])
+        refuse_lacking({"llm": Ask(1, {"GPU": 4})}, [Node({"GPU": 2}), Node({"GPU": 2})])
     with pytest.raises(BuildError, match="training asks for 3 times 1 GPU, the Ray cluster has 2"):
-        refuse_lacking({"training": (3, {"GPU": 1})}, [{"GPU": 2}])
+        refuse_lacking({"training": Ask(3, {"GPU": 1})}, [Node({"GPU": 2})])
+    with pytest.raises(BuildError, match=r"asks for 2 CPU and 1 GPU on one node, .*have 4 CPU, 0 GPU; 1 CPU, 1 GPU"):
+        refuse_lacking({"llm": Ask(1, {"CPU": 2, "GPU": 1})}, [Node({"CPU": 4}), Node({"CPU": 1, "GPU": 1})])
+    pools = [Node({"CPU": 4}, {"pool": "cpu"}), Node({"CPU": 4, "GPU": 1}, {"pool": "l40s"})]
+    refuse_lacking({"llm": Ask(1, {"GPU": 1}, {"pool": "l40s"})}, pools)
+    refuse_lacking({"llm": Ask(1, {"GPU": 1}, {"pool": "!cpu"})}, pools)
+    with pytest.raises(BuildError, match="nodes labelled pool=a100, the Ray cluster has pool=cpu, pool=l40s"):
+        refuse_lacking({"llm": Ask(1, {"GPU": 1}, {"pool": "a100"})}, pools)
+    with pytest.raises(BuildError, match="asks for 1 GPU on nodes labelled pool=cpu, the Ray cluster has 0"):
+        refuse_lacking({"llm": Ask(1, {"GPU": 1}, {"pool": "cpu"})}, pools)
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

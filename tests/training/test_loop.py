@@ -65,6 +65,8 @@ def test_loss_falls_and_each_step_is_reported(source, shards, tmp_path):
         "tokens_per_second",
         "examples_per_second",
         "learning_rate",
+        "tokens",
+        "seconds",
     }
     assert (result.steps, result.resumed_at, seen[-1]["epoch"]) == (48, 0, 12.0)
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from zerogr_ray.cache import here
 from zerogr_ray.corpus.terms import SAMPLE, STOP_WORDS, stemmed, terms, texts_of, whole_texts
-from zerogr_ray.stage import Output, map_shards, sample_shards
+from zerogr_ray.stage import Output, ShardWorker, Spent, map_shards, sample_shards
 from zerogr_ray.store import map_arrays, save_arrays
 
 if TYPE_CHECKING:
@@ -213,37 +214,37 @@ class WeighWords:
         return make_bags(texts_of(documents), self.statistics)
 
 
-class Weigher:
+class Weigher(ShardWorker):
     """The Ray Data actor around WeighWords."""
 
-    def __init__(self, source: Output, tasks: list[tuple[WeighWords, Output]]) -> None:
-        [(self.task, self.output)] = tasks
-        self.source = source
-
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[int]]:
-        """Weigh the shards named in the batch."""
-        rows = []
-        for shard in map(str, batch["shard"]):
-            bags = self.task(self.source.folder.read_table(shard, ["title", "text"]), None)
-            self.output.folder.write_table(shard, bags)
-            rows.append(bags.num_rows)
-        return {"rows": rows, "tokens": [0] * len(rows)}
+    def work(self, shard: str, task: WeighWords, output: Output) -> tuple[int, int]:
+        """Weigh one shard."""
+        bags = task(self.source.folder.read_table(shard, ["title", "text"]), None)
+        output.folder.write_table(shard, bags)
+        return bags.num_rows, 0
 
 
 def write_bags(
-    source: Output, bags: Output, fmt: PromptFormat, sizes: dict[str, int], actors: int, quiet: bool = False
-) -> None:
+    source: Output,
+    bags: Output,
+    fmt: PromptFormat,
+    sizes: dict[str, int],
+    actors: int,
+    quiet: bool = False,
+    pool: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Spent]:
     """Fill `bags` with a row of BAG for every document of the normalised corpus, and its folder with the same as Bags.
 
-    Frequencies are counted over SAMPLE documents at most, in shards spread evenly over the corpus.
+    Frequencies are counted over SAMPLE documents at most, in shards spread evenly over the corpus. `pool` are
+    options of Ray for the workers. Returns what the workers took.
     """
     if bags.done() is not None:
-        return
+        return {}
     counted = sample_shards(sizes, SAMPLE)
     statistics = WordStatistics.counted([words_of(text) for shard in counted for text in whole_texts(source, shard)])
     begins = first_tokens(fmt, (text for shard in counted for text in whole_texts(source, shard)))
     task = WeighWords(statistics)
-    map_shards(source, [(task, bags)], Weigher, {}, {"num_cpus": 1}, actors, sizes.__getitem__, quiet)
+    spent = map_shards(source, [(task, bags)], Weigher, {}, {"num_cpus": 1, **pool}, actors, sizes.__getitem__, quiet)
     joined = Bags.of((bags.folder.read_table(shard) for shard in bags.shards()), begins)
     if bags.folder.local:
         joined.save(Path(bags.folder.path))
@@ -252,3 +253,4 @@ def write_bags(
             joined.save(Path(folder))
             bags.folder.upload(Path(folder))
     bags.finish(sum(sizes.values()))
+    return spent

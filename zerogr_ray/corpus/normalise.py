@@ -23,7 +23,7 @@ def normalise(corpus: str, work: Folder, cfg: CorpusConfig, quiet: bool = False)
     Raises InputError where nothing can be taken at all, and where a file changes while it is read.
     """
     stamps = file_stamps(corpus)
-    output = Output.at(work, "corpus", key_of("corpus", 1, stamp_of(stamps), cfg.model_dump()))
+    output = _output(stamps, work, cfg)
     if (manifest := output.done()) is not None:
         return output, manifest
     digest, rejected = hashlib.sha256(), 0
@@ -61,6 +61,15 @@ def normalise(corpus: str, work: Folder, cfg: CorpusConfig, quiet: bool = False)
         raise InputError(f"{corpus}: none of its {rejected} rows is a document; the first: {first_reason}")
     facts = {"rejected": rejected, "rejects": str(rejects), "sizes": sizes, "fingerprint": digest.hexdigest()[:16]}
     return output, output.finish(sum(sizes.values()), **facts)
+
+
+def normalised(corpus: str, work: Folder, cfg: CorpusConfig) -> bool:
+    """Whether `normalise` would find its work done."""
+    return _output(file_stamps(corpus), work, cfg).done() is not None
+
+
+def _output(stamps: dict[str, tuple[str, int, str]], work: Folder, cfg: CorpusConfig) -> Output:
+    return Output.at(work, "corpus", key_of("corpus", 1, stamp_of(stamps), cfg.model_dump()))
 
 
 class Rejects:

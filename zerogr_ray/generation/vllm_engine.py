@@ -20,7 +20,7 @@ class VLLMEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        device = pick_device()
+        device, tp = pick_device(), cfg.tensor_parallel
         if device == "cpu":
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
             # Pinning to fixed cores would put every engine of a machine on the same ones.
@@ -35,6 +35,8 @@ class VLLMEngine:
             max_num_seqs=cfg.max_num_seqs,
             enforce_eager=device == "cpu",  # compiling costs a CPU engine more than a small job takes
             disable_log_stats=True,
+            # Not Ray's executor: the GPUs are this actor's, and Ray would look for others.
+            **({"tensor_parallel_size": tp, "distributed_executor_backend": "mp"} if tp > 1 else {}),
             # Whole blocks are shared: the CPU's default of 128 tokens leaves much of our common prefix to each prompt.
             **({"block_size": 32} if device == "cpu" else {}),
         )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import time
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from zerogr_ray.chat import PromptFormat
-from zerogr_ray.cluster import cores
+from zerogr_ray.cluster import cores, pin_apart, pool_options
 from zerogr_ray.config import LLMConfig
 from zerogr_ray.errors import BuildError
 from zerogr_ray.generation.engine import Engine, Sampling, open_engine
 from zerogr_ray.models import find_model
-from zerogr_ray.stage import Output, ShardTask
+from zerogr_ray.stage import Output, ShardTask, ShardWorker
 
 
 class CountingEngine:
@@ -21,12 +21,15 @@ class CountingEngine:
 
     def __init__(self, llm: LLMConfig) -> None:
         self.llm = llm
-        self.room, self.tokens = llm.max_model_len, 0
+        self.room, self.tokens, self.loading = llm.max_model_len, 0, 0.0
 
     @cached_property
     def engine(self) -> Engine:
         """The engine itself."""
-        return open_engine(self.llm, find_model(self.llm.model))
+        began = time.perf_counter()
+        engine = open_engine(self.llm, find_model(self.llm.model))
+        self.loading = time.perf_counter() - began
+        return engine
 
     @property
     def format(self) -> PromptFormat:
@@ -50,31 +53,30 @@ class CountingEngine:
             self.engine.close()
 
 
-class Writer:
+class Writer(ShardWorker):
     """One loaded model that writes shards of docids or pseudo-queries."""
 
     def __init__(self, source: Output, tasks: list[tuple[ShardTask, Output]], llm: LLMConfig) -> None:
-        self.source, self.tasks = source, tasks
+        super().__init__(source, tasks)
+        if llm.engines > 1 and not llm.gpus:
+            pin_apart(int(os.environ["OMP_NUM_THREADS"]))
         self.engine = CountingEngine(llm)
 
-    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
-        """Write the shards named in the batch; returns what was done."""
-        rows, tokens = [], []
-        for shard, number in zip(batch["shard"], batch["task"], strict=True):
-            task, output = self.tasks[int(number)]
-            documents = self.source.folder.read_table(str(shard))
-            before = self.engine.tokens
-            written = task(documents, self.engine)
-            if written["docno"].to_pylist() != documents["docno"].to_pylist():
-                raise BuildError(f"{output.name} of {shard}: not one row per document; this is a defect of {task.name}")
-            output.folder.write_table(str(shard), written)
-            rows.append(documents.num_rows)
-            tokens.append(self.engine.tokens - before)
-        return {"rows": rows, "tokens": tokens}
+    def work(self, shard: str, task: ShardTask, output: Output) -> tuple[int, int]:
+        """Write one shard."""
+        documents = self.source.folder.read_table(shard)
+        before = self.engine.tokens
+        written = task(documents, self.engine)
+        if written["docno"].to_pylist() != documents["docno"].to_pylist():
+            raise BuildError(f"{output.name} of {shard}: not one row per document; this is a defect of {task.name}")
+        output.folder.write_table(shard, written)
+        self.loading = self.engine.loading
+        return documents.num_rows, self.engine.tokens - before
 
 
 def engine_resources(llm: LLMConfig) -> dict[str, Any]:
     """What one engine reserves of the cluster. Ray would give a CPU engine one thread: it gets the machine's cores."""
     threads = str(max(1, cores() // (1 if llm.gpus else llm.engines)))
     variables = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    return {"num_cpus": llm.cpus, "num_gpus": llm.gpus or 0, "runtime_env": {"env_vars": variables}}
+    devices = {"num_cpus": llm.cpus, "num_gpus": llm.gpus or 0}
+    return {**devices, **pool_options(llm), "runtime_env": {"env_vars": variables}}

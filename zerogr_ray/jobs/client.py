@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from zerogr_ray.cluster import refuse_lacking
+from zerogr_ray.cluster import Node, refuse_lacking
 from zerogr_ray.errors import InputError, ZeroGRError
 from zerogr_ray.jobs.request import RUN_FILE, Request
 
@@ -227,9 +227,9 @@ class Cluster:
         reply = self._ask(lambda: self._client._do_request("GET", path))
         return reply.json().get("data") if reply.status_code == 200 else None
 
-    def _nodes(self) -> list[dict[str, float]]:
+    def _nodes(self) -> list[Node]:
         found = ((self._json("/api/v0/nodes?detail=1&limit=10000") or {}).get("result") or {}).get("result") or []
-        return [node["resources_total"] for node in found if node["state"] == "ALIVE"]
+        return [Node(node["resources_total"], node["labels"]) for node in found if node["state"] == "ALIVE"]
 
     def _check_versions(self) -> None:
         import ray

@@ -85,7 +85,7 @@ def make_request(verb: str, arguments: Sequence[str], given: dict[str, Any], for
     models: dict[str, Any] = settings | {"encoder": given.get("encoder")}
     if verb == "index" and (run_file is not None or given.get("config") is None):
         cfg = _index_config(given.get("config"), settings, given.get("instruction"))
-        asked = asked_of(cfg.training, cfg.llm)
+        asked = asked_of(cfg.training, cfg.llm, cfg.workers)
         models = cfg.model_dump()
     elif verb == "evaluate":
         make_config(DecodeConfig, {}, settings)

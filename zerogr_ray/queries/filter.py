@@ -18,8 +18,9 @@ filter costs O(n log n) in the number of queries.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from zerogr_ray.corpus.terms import stems
 from zerogr_ray.corpus.text import passages
 from zerogr_ray.queries.round_trip import Finder
 from zerogr_ray.rows import query_schema
-from zerogr_ray.stage import Output, map_shards, progress, sample_shards
+from zerogr_ray.stage import Clock, Output, ShardWorker, map_shards, progress, sample_shards
 from zerogr_ray.store import hash64, key_of
 
 KEPT, REPEATS, NOT_FOUND, SHARED = range(4)
@@ -63,18 +64,23 @@ def filter_queries(
     sizes: dict[str, int],
     actors: int,
     quiet: bool = False,
+    clock: Clock | None = None,
+    pool: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Fill `kept` with the rows of `queries`, with fewer queries in each. Returns its manifest.
 
     The manifest's "queries" counts the written, the kept, those that went by reason, and the spared (which are among
-    the kept). `actors` judge side by side, one CPU each. Interrupted, it goes on with the shards that were not judged.
-    Raises BuildError where a worker fails.
+    the kept). `actors` judge side by side, one CPU each and whatever `pool` says to Ray. Interrupted, it goes on with
+    the shards that were not judged. Raises BuildError where a worker fails.
     """
     if (manifest := kept.done()) is not None:
         return manifest
     judged = Output("filter", kept.folder / "judged")
     given = {"queries": queries, "sizes": sizes}
-    map_shards(corpus, [(JudgeQueries(cfg), judged)], Judge, given, {"num_cpus": 1}, actors, sizes.__getitem__, quiet)
+    tasks = [(JudgeQueries(cfg), judged)]
+    spent = map_shards(corpus, tasks, Judge, given, {"num_cpus": 1, **pool}, actors, sizes.__getitem__, quiet)
+    if clock is not None:
+        clock.add(spent)
     shards = sorted(sizes)
     elsewhere = better_elsewhere(judged, shards) if cfg.filter.shared else np.zeros(0, dtype=np.int64)
     counts: Counter[str] = Counter()
@@ -127,29 +133,26 @@ class JudgeQueries:
         return pa.Table.from_pylist(rows, schema=judged_schema())
 
 
-class Judge:
+class Judge(ShardWorker):
     """The Ray Data actor around JudgeQueries: holds the documents that compete under BM25."""
 
     def __init__(
         self, source: Output, tasks: list[tuple[JudgeQueries, Output]], queries: Output, sizes: dict[str, int]
     ):
-        [(self.task, self.output)] = tasks
-        self.source, self.queries = source, queries
-        settings = self.task.cfg.filter
+        super().__init__(source, tasks)
+        self.queries = queries
+        settings = tasks[0][0].cfg.filter
         self.sample = set(sample_shards(sizes, settings.documents)) if settings.round_trip else set()
         self.held: dict[str, dict[str, list[str]]] = {}
         self.finder: tuple[frozenset[str], Finder] | None = None
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[int]]:
-        """Judge the shards named in the batch."""
-        rows = []
-        for shard in map(str, batch["shard"]):
-            documents = self.source.folder.read_table(shard)
-            written = self.queries.folder.read_table(shard, ["queries"])["queries"]
-            judged = self.task(documents.append_column("queries", written), self._finder(shard))
-            self.output.folder.write_table(shard, judged)
-            rows.append(documents.num_rows)
-        return {"rows": rows, "tokens": [0] * len(rows)}
+    def work(self, shard: str, task: JudgeQueries, output: Output) -> tuple[int, int]:
+        """Judge one shard."""
+        documents = self.source.folder.read_table(shard)
+        written = self.queries.folder.read_table(shard, ["queries"])["queries"]
+        judged = task(documents.append_column("queries", written), self._finder(shard))
+        output.folder.write_table(shard, judged)
+        return documents.num_rows, 0
 
     def _finder(self, shard: str) -> Finder:
         """BM25 over the sample and this shard; the last one is kept, since most shards of a small corpus share it."""

@@ -79,7 +79,9 @@ def create_app(
     rates = Rates(cfg.limits.rate, cfg.limits.burst)
 
     def allowed(right: Right) -> Any:
-        async def check(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        async def check(
+            request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+        ) -> None:
             key = keys.find(given.credentials if given else None)
             if key is None:
                 raise Denied("give an API key of this service: Authorization: Bearer KEY", known=False)

@@ -31,7 +31,7 @@ from zerogr_ray.training.tasks import Task
 MAX_FAILURES = 3
 """Lost workers that one call survives."""
 
-NOT_RESULTS = {"pack_tokens", "checkpoint_seconds", "workers", "cpus", "gpus"}
+NOT_RESULTS = {"pack_tokens", "checkpoint_seconds", "workers", "cpus", "gpus", "resources", "labels"}
 """Settings that change how fast the training runs, not what comes out."""
 
 
@@ -89,7 +89,8 @@ def fit(
             scaling_config=ScalingConfig(
                 num_workers=cfg.workers,
                 use_gpu=bool(cfg.gpus),
-                resources_per_worker={"CPU": cfg.cpus, **({"GPU": cfg.gpus} if cfg.gpus else {})},
+                resources_per_worker={"CPU": cfg.cpus, **({"GPU": cfg.gpus} if cfg.gpus else {}), **cfg.resources},
+                label_selector=cfg.labels or None,
             ),
             run_config=RunConfig(
                 name=f"train-{fingerprint}",

@@ -97,8 +97,8 @@ def train(
     Every rank calls it with the same arguments but its own `rank`, after torch.distributed has been initialised. With
     `copies`, `folder` is each rank's own, and what is in it is kept there too.
     Rank 0 writes checkpoints, log.jsonl and the product. Each step is reported, on every rank, as a dict with the keys
-    step, steps, epoch, loss, tokens_per_second, examples_per_second, learning_rate; after a measurement also
-    validation_loss, after a rerank step rerank_loss, where the stream has bags plan_loss.
+    step, steps, epoch, loss, tokens_per_second, examples_per_second, learning_rate, tokens (forwarded), seconds; after
+    a measurement also validation_loss, after a rerank step rerank_loss, where the stream has bags plan_loss.
     """
     import torch
 
@@ -143,6 +143,8 @@ def train(
             "tokens_per_second": round(tokens_s, 1),
             "examples_per_second": round(examples_s, 2),
             "learning_rate": rate,
+            "tokens": made.tokens,
+            "seconds": round(speed.last, 4),
         }
         row |= {"rerank_loss": made.ranking} if made.ranking is not None else {}
         row |= {"plan_loss": made.planning} if made.planning is not None else {}
@@ -283,6 +285,11 @@ class Speed:
         first, last = self._past[0], self._past[-1]
         seconds = max(last[0] - first[0], 1e-9)
         return (last[1] - first[1]) / seconds, (last[2] - first[2]) / seconds
+
+    @property
+    def last(self) -> float:
+        """Seconds of the step that was counted last."""
+        return self._past[-1][0] - self._past[-2][0]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
