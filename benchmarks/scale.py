@@ -14,6 +14,7 @@ words; so steps after the tokenising do not need it, and it may be measured at a
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -25,18 +26,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from benchmarks.trie import machine
 from zerogr_ray.index.bundle import DOCUMENTS, open_index, opened, write_index
 from zerogr_ray.index.trie import ARRAYS, Trie
-from zerogr_ray.index.trie_build import KEY, Keys, _sort, beyond_key, docid_rows, sorted_arrays
+from zerogr_ray.index.trie_build import KEY, Keys, beyond_key, docid_rows, sort_words, sorted_arrays
 from zerogr_ray.rows import docid_schema, document_schema
 from zerogr_ray.stage import Output
 from zerogr_ray.store import Folder, map_arrays, save_arrays
@@ -101,9 +102,9 @@ def report(steps: dict[str, Any]) -> dict[str, Any]:
     growth: dict[str, Any] = {}
     for step, sizes in steps.items():
         counts = sorted(map(int, sizes))
-        for small, large in pairwise(counts):
+        for small, large in itertools.pairwise(counts):
             a, b, ratio = sizes[str(small)], sizes[str(large)], math.log(large / small)
-            both = [name for name in ("seconds", "cpu_seconds", "peak_mb", "peak_anonymous_mb") if a[name] and b[name]]
+            both = [name for name in ("seconds", "cpu_seconds", "grown_mb") if a.get(name) and b.get(name)]
             exponents = {name: round(math.log(b[name] / a[name]) / ratio, 2) for name in both}
             growth.setdefault(step, {})[f"{small} to {large}"] = exponents
     return {"steps": {s: {n: steps[s][n] for n in sorted(steps[s], key=int)} for s in steps}, "growth": growth}
@@ -113,7 +114,8 @@ class Measured:
     """Time, work and memory of a block, of this process and of all those below it."""
 
     def __enter__(self) -> Measured:
-        self.ended, self.anonymous, self.workers = threading.Event(), 0, 0
+        self.ended, self.workers = threading.Event(), 0
+        self.before = self.anonymous = self.anonymous_now()
         self.load, self.cpu, self.started = os.getloadavg()[0], self._cpu(), time.perf_counter()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -123,9 +125,11 @@ class Measured:
         self.seconds, self.cpu = time.perf_counter() - self.started, self._cpu() - self.cpu
         self.ended.set()
         self.thread.join()
+        self.anonymous = max(self.anonymous, self.anonymous_now())
 
     def figures(self) -> dict[str, Any]:
-        """What was measured. Memory that is not anonymous is of mapped files, which the system may drop."""
+        """What was measured. What is not anonymous is of mapped files, which the system may drop; `grown_mb` leaves out
+        what imports and what was read before take."""
         status = Path("/proc/self/status").read_text()
         peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
         return {
@@ -133,14 +137,24 @@ class Measured:
             "cpu_seconds": round(self.cpu, 2),
             "peak_mb": round(peak * 1024 / 1e6),
             "peak_anonymous_mb": round(self.anonymous / 1e6),
+            "grown_mb": round((self.anonymous - self.before) / 1e6),
             **({"peak_largest_worker_mb": round(self.workers / 1e6)} if self.workers else {}),
             "load_before": round(self.load, 1),
         }
 
+    @staticmethod
+    def anonymous_now() -> int:
+        """Bytes of this process that are of no file."""
+        rss, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+        return (rss - shared) * os.sysconf("SC_PAGE_SIZE")
+
     def _watch(self) -> None:
-        while not self.ended.wait(0.1):
-            rss, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
-            self.anonymous = max(self.anonymous, (rss - shared) * os.sysconf("SC_PAGE_SIZE"))
+        for look in itertools.count():
+            if self.ended.wait(0.05):
+                return
+            self.anonymous = max(self.anonymous, self.anonymous_now())
+            if look % 10:
+                continue
             for process in psutil.Process().children(recursive=True):
                 try:
                     if process.name().startswith("ray::"):
@@ -180,8 +194,8 @@ def corpus(folder: Path) -> dict[str, Any]:
     source, docids, documents = outputs(folder)
     for number, start in enumerate(range(0, docs, SHARD)):
         picked = rng.integers(len(heads), size=(2, min(SHARD, docs - start)))
-        head, tail = (part.take(pa.array(some)).to_numpy(zero_copy_only=False) for part, some in zip(texts, picked))
-        docid = pa.array(head + tail)
+        head, tail = (part.take(pa.array(some)) for part, some in zip(texts, picked, strict=True))
+        docid = pc.binary_join_element_wise(head, tail, "")
         parts = [part.take(pa.array(some)) for part, some in zip(tokens, picked, strict=True)]
         lengths = np.sum([part.value_lengths().to_numpy() for part in parts], axis=0)
         # Each docid's own two parts side by side: even lists are heads, odd ones tails.
@@ -191,9 +205,9 @@ def corpus(folder: Path) -> dict[str, Any]:
         if not number:
             assert both[:1000].to_pylist() == fmt.docids(docid[:1000].to_pylist()), "halves are not tokenised apart"
         docnos = pa.array([f"doc-{row:09d}" for row in range(start, start + len(docid))])
-        titles, name = texts[0].take(pa.array(picked[0])), f"part-{number:06d}.parquet"
-        documents.folder.write_table(name, pa.table([docnos, docid, both, titles], schema=DOCUMENTS))
-        source.folder.write_table(name, pa.table([docnos, titles, [""] * len(docid)], schema=document_schema()))
+        name = f"part-{number:06d}.parquet"
+        documents.folder.write_table(name, pa.table([docnos, docid, both, head], schema=DOCUMENTS))
+        source.folder.write_table(name, pa.table([docnos, head, [""] * len(docid)], schema=document_schema()))
         docids.folder.write_table(name, pa.table([docnos, docid, ["rule"] * len(docid)], schema=docid_schema()))
     documents.finish(docs)
     return {}
@@ -220,20 +234,19 @@ def sort(folder: Path) -> dict[str, Any]:
     from zerogr_ray.index.dataset import sorted_keys
 
     corpus(folder)
-    documents, fmt = outputs(folder)[2], prompt_format()
-    with ray_cluster(object_store=STORE):
-        with Measured() as measured:
-            keys, order = sorted_keys(documents, sizes_of(folder), fmt.end, KEY, 16)
+    documents, end = outputs(folder)[2], end_of(folder)
+    with ray_cluster(object_store=STORE), Measured() as measured:
+        keys, order = sorted_keys(documents, sizes_of(folder), end, KEY, 16)
     save_arrays(folder / "sorted", {"order": order, **{f"word{n}": word for n, word in enumerate(keys.words)}})
     return measured.figures()
 
 
 def sort_here(folder: Path) -> dict[str, Any]:
     """The same in this process, on one core; and that it is the same."""
-    docids, end = documents_of(folder)["tokens"], prompt_format().end
+    docids, end = documents_of(folder)["tokens"], end_of(folder)
     with Measured() as measured:
         keys = Keys.of(docid_rows(docids, end, KEY)[:, :KEY], 16)
-        order = _sort(keys.words)
+        order = sort_words(keys.words)
     there = np.load(folder / "sorted" / "order.npy", mmap_mode="r")
     return {**measured.figures(), "same_as_sort": bool(np.array_equal(order, there))}
 
@@ -242,7 +255,7 @@ def trie(folder: Path) -> dict[str, Any]:
     """The trie's arrays of sorted docids."""
     names = sorted(path.stem for path in (folder / "sorted").glob("word*.npy"))
     words = [np.load(folder / "sorted" / f"{name}.npy") for name in names]
-    order, end = np.load(folder / "sorted" / "order.npy"), prompt_format().end
+    order, end = np.load(folder / "sorted" / "order.npy"), end_of(folder)
     docids = documents_of(folder)["tokens"]
     with Measured() as measured:
         made, order = Trie.of_arrays(
@@ -259,11 +272,9 @@ def publish(folder: Path) -> dict[str, Any]:
     """An index folder of the documents and this trie: written, hashed and flushed. Without model and postings."""
     (folder / "none").mkdir(exist_ok=True)
     built = Trie.open(folder / "trie"), np.load(folder / "trie" / "order.npy")
-    facts = {"key": "scale", "instruction": "", "model": {}}
+    facts, end = {"key": "scale", "instruction": "", "model": {}}, end_of(folder)
     with Measured() as measured:
-        manifest = write_index(
-            folder / "index", shards_of(folder), prompt_format().end, folder / "none", facts, build=lambda *_: built
-        )
+        manifest = write_index(folder / "index", shards_of(folder), end, folder / "none", facts, build=lambda *_: built)
     size = sum(file["size"] for file in manifest["files"].values())
     return {**measured.figures(), "bytes_per_docid": round(size / manifest["documents"], 1)}
 
@@ -279,7 +290,8 @@ def open_(folder: Path) -> dict[str, Any]:
     asked = [f"doc-{row:09d}" for row in np.linspace(0, bundle.documents.num_rows - 1, 100).astype(int)]
     rows, unknown = bundle.rows_of(asked)
     found = (time.perf_counter() - started) * 1e3
-    assert len(rows) == 100 and not unknown
+    assert len(rows) == 100
+    assert not unknown
     return {**measured.figures(), "unverified_ms": round(unverified, 1), "find_100_docnos_ms": round(found, 1)}
 
 
@@ -329,6 +341,14 @@ def prompt_format() -> Any:
     from zerogr_ray.models import find_model, load_format
 
     return load_format(find_model("smollm2-135m-instruct"))
+
+
+def end_of(folder: Path) -> int:
+    """The end-of-turn token. Kept, for the tokenizer's library takes 300 MB and seconds to load."""
+    file = folder / "end.json"
+    if not file.exists():
+        file.write_text(str(prompt_format().end))
+    return int(file.read_text())
 
 
 def count_of(folder: Path) -> int:

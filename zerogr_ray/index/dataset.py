@@ -37,18 +37,22 @@ Build = Callable[[pa.ChunkedArray, int], tuple[Trie, NDArray[np.int64]]]
 
 @dataclass(frozen=True)
 class Tokenise:
-    """What the index holds of each document of a shard."""
+    """Turn documents with docids into what the index holds of them."""
 
     source: Output
     docids: Output
     fmt: PromptFormat
     name: str = "documents"
 
-    def __call__(self, shard: str) -> pa.Table:
+    def read(self, shard: str) -> pa.Table:
+        """docno, docid and title of a shard's documents."""
+        titles = self.source.folder.read_table(shard, ["title"])
+        return self.docids.folder.read_table(shard, ["docno", "docid"]).append_column("title", titles["title"])
+
+    def __call__(self, documents: pa.Table, engine: None = None) -> pa.Table:
         """Rows of DOCUMENTS, in the documents' order."""
-        rows, titles = self.docids.folder.read_table(shard), self.source.folder.read_table(shard, ["title"])["title"]
-        tokens = pa.array(self.fmt.docids(rows["docid"].to_pylist()), DOCUMENTS.field("tokens").type)
-        return pa.table([rows["docno"], rows["docid"], tokens, titles], schema=DOCUMENTS)
+        tokens = self.fmt.docids(documents["docid"].to_pylist())
+        return documents.add_column(2, DOCUMENTS.field("tokens"), pa.array(tokens, DOCUMENTS.field("tokens").type))
 
 
 class Tokeniser:
@@ -61,7 +65,7 @@ class Tokeniser:
         """Tokenise the shards named in the batch."""
         rows, tokens = [], []
         for shard in map(str, batch["shard"]):
-            documents = self.task(shard)
+            documents = self.task(self.task.read(shard))
             self.output.folder.write_table(shard, documents)
             rows.append(documents.num_rows)
             tokens.append(pc.sum(pc.list_value_length(documents["tokens"])).as_py())
@@ -83,7 +87,7 @@ def index_documents(
     `key` is that of the docids, `sizes` gives the documents of each shard. Ray must be initialised.
     """
     if sum(sizes.values()) < NEAR:
-        return map(task, sorted(sizes)), Trie.build
+        return (task(task.read(shard)) for shard in sorted(sizes)), Trie.build
     made = tokenise(task, work, key, sizes, spare_cpus(), quiet)
     tables = (made.folder.read_table(shard) for shard in sorted(sizes))
     return tables, Trie.build if sum(sizes.values()) < FAR else partial(trie_on_cluster, made, sizes)

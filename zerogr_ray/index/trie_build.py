@@ -122,7 +122,7 @@ def trie_arrays(rows: Ints, end: int, beyond: Beyond | None = None) -> TrieArray
     """
     # The last column holds the end token in every row, unless they are cut: two docids never differ there first.
     keys = Keys.of(rows[:, : max(1, min(rows.shape[1] - 1, KEY))])
-    return sorted_arrays(keys, _sort(keys.words), rows.dtype, end, beyond or (lambda numbers: rows[numbers, KEY:]))
+    return sorted_arrays(keys, sort_words(keys.words), rows.dtype, end, beyond or (lambda numbers: rows[numbers, KEY:]))
 
 
 def sorted_arrays(
@@ -152,7 +152,7 @@ def sorted_arrays(
     return tokens, first_child, shared.astype(first_child.dtype), order[by_leaf]
 
 
-def _sort(words: list[NDArray[np.uint64]]) -> NDArray[np.int64]:
+def sort_words(words: list[NDArray[np.uint64]]) -> NDArray[np.int64]:
     """Sort the words in place, first word first; returns the stable order, shape (documents,).
 
     Docids are dealt into parts by their first word, and each part is sorted inside the processor's cache: three
