@@ -38,7 +38,6 @@ from benchmarks.trie import machine
 from zerogr_ray.index.bundle import DOCUMENTS, open_index, opened, write_index
 from zerogr_ray.index.trie import ARRAYS, Trie
 from zerogr_ray.index.trie_build import KEY, Keys, beyond_key, docid_rows, sort_words, sorted_arrays
-from zerogr_ray.rows import docid_schema, document_schema
 from zerogr_ray.stage import Output
 from zerogr_ray.store import Folder, map_arrays, save_arrays
 
@@ -175,11 +174,12 @@ class Measured:
 
 
 def corpus(folder: Path) -> dict[str, Any]:
-    """Not measured: shards of documents with recombined docids, as text and as the tokens of that text."""
+    """Not measured: shards of documents with recombined docids and the tokens of these."""
     from zerogr_ray.demo.stdlib import stdlib_documents
     from zerogr_ray.docids.clean import words_of
 
-    if (folder / "work").exists():
+    documents = outputs(folder)[2]
+    if documents.done():
         return {}
     fmt, docs = prompt_format(), count_of(folder)
     runs = set()
@@ -191,7 +191,6 @@ def corpus(folder: Path) -> dict[str, Any]:
     texts = [pa.array(part) for part in (heads, tails)]
     tokens = [pa.array(fmt.docids(part), pa.list_(pa.uint32())) for part in (heads, tails)]
     rng = np.random.default_rng(0)
-    source, docids, documents = outputs(folder)
     for number, start in enumerate(range(0, docs, SHARD)):
         picked = rng.integers(len(heads), size=(2, min(SHARD, docs - start)))
         head, tail = (part.take(pa.array(some)) for part, some in zip(texts, picked, strict=True))
@@ -207,8 +206,6 @@ def corpus(folder: Path) -> dict[str, Any]:
         docnos = pa.array([f"doc-{row:09d}" for row in range(start, start + len(docid))])
         name = f"part-{number:06d}.parquet"
         documents.folder.write_table(name, pa.table([docnos, docid, both, head], schema=DOCUMENTS))
-        source.folder.write_table(name, pa.table([docnos, head, [""] * len(docid)], schema=document_schema()))
-        docids.folder.write_table(name, pa.table([docnos, docid, ["rule"] * len(docid)], schema=docid_schema()))
     documents.finish(docs)
     return {}
 
@@ -219,7 +216,11 @@ def tokenise(folder: Path) -> dict[str, Any]:
     from zerogr_ray.index import dataset
 
     corpus(folder)
-    source, docids, _ = outputs(folder)
+    source, docids, documents = outputs(folder)
+    for shard in documents.shards():
+        rows = documents.folder.read_table(shard, ["docno", "docid", "title"])
+        source.folder.write_table(shard, rows.select(["docno", "title"]))
+        docids.folder.write_table(shard, rows.select(["docno", "docid"]))
     task = dataset.Tokenise(source, docids, prompt_format())
     with ray_cluster(object_store=STORE), tempfile.TemporaryDirectory(dir=folder) as work:
         actors = min(spare_cpus(), os.cpu_count() or 1)
@@ -378,6 +379,7 @@ def documents_of(folder: Path) -> pa.Table:
 
 
 STEPS = {
+    "corpus": corpus,
     "tokenise": tokenise,
     "sort": sort,
     "sort_here": sort_here,
