@@ -73,9 +73,9 @@ def main() -> None:
                 figures = measure(step, count, Path(scratch) / str(count), arguments.beside)
                 if figures:
                     known["steps"].setdefault(step, {})[str(count)] = figures
-                    result = {"machine": machine(), "object_store_mb": STORE // 10**6, **report(known["steps"])}
-                    if arguments.out:
-                        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                result = {"machine": machine(), "object_store_mb": STORE // 10**6, **report(known["steps"])}
+                if arguments.out:
+                    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 
 
@@ -190,9 +190,11 @@ def corpus(folder: Path) -> dict[str, Any]:
     tails = [f" {run}" for run in heads]
     texts = [pa.array(part) for part in (heads, tails)]
     tokens = [pa.array(fmt.docids(part), pa.list_(pa.uint32())) for part in (heads, tails)]
-    rng = np.random.default_rng(0)
+    there = set(documents.shards())
     for number, start in enumerate(range(0, docs, SHARD)):
-        picked = rng.integers(len(heads), size=(2, min(SHARD, docs - start)))
+        if (name := f"part-{number:06d}.parquet") in there:
+            continue
+        picked = np.random.default_rng(number).integers(len(heads), size=(2, min(SHARD, docs - start)))
         head, tail = (part.take(pa.array(some)) for part, some in zip(texts, picked, strict=True))
         docid = pc.binary_join_element_wise(head, tail, "")
         parts = [part.take(pa.array(some)) for part, some in zip(tokens, picked, strict=True)]
@@ -204,7 +206,6 @@ def corpus(folder: Path) -> dict[str, Any]:
         if not number:
             assert both[:1000].to_pylist() == fmt.docids(docid[:1000].to_pylist()), "halves are not tokenised apart"
         docnos = pa.array([f"doc-{row:09d}" for row in range(start, start + len(docid))])
-        name = f"part-{number:06d}.parquet"
         documents.folder.write_table(name, pa.table([docnos, docid, both, head], schema=DOCUMENTS))
     documents.finish(docs)
     return {}
