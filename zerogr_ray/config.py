@@ -31,7 +31,8 @@ class CorpusConfig(Strict):
     text_chars: int = Field(20_000, ge=1)
     """Characters of a document's text that are kept. Generation reads far less; this bounds memory and disk."""
     shard_rows: int = Field(64, ge=1)
-    """Documents per shard. A shard is what a lost worker has to do again, and what a worker commits at once."""
+    """Documents per shard. A shard is what a lost worker has to do again, and what a worker commits at once. Every
+    stage writes a file for each: for millions of documents take thousands."""
 
 
 class PoolConfig(Strict):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from heapq import nsmallest
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from zerogr_ray.decoding.priors import MeasurePriors, measure_priors
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.errors import BuildError
 from zerogr_ray.generation.writer import engine_resources
-from zerogr_ray.index.bundle import DOCUMENTS, Bundle, opened, write_index, writing_index
+from zerogr_ray.index.bundle import Bundle, opened, write_index, writing_index
+from zerogr_ray.index.dataset import Tokenise, index_documents
 from zerogr_ray.index.manifest import read_manifest
 from zerogr_ray.index.trie import Trie
 from zerogr_ray.models import fingerprint, hush, load_format
@@ -61,13 +62,13 @@ def publish(
 ) -> dict[str, Any]:
     """Write the index to `target`; returns its manifest. `about` goes into the manifest, its key is the build's.
 
-    On the clock, what the LM does for it are the stages "priors" and "decoding". Ray must be initialised where
-    `cfg.calibration` asks for priors or a choice.
+    On the clock, what the LM does for it are the stages "priors" and "decoding". Ray must be initialised.
     """
     clock = clock or Clock()
     if load_format(left.tuned).fingerprint != left.format.fingerprint:
         raise BuildError(f"the tokenizer saved in {left.tuned} gives other prompts than the one it was trained with")
-    documents = _joined(_documents(shard, left) for shard in left.source.shards())
+    key, sizes = left.docids.folder.path.rpartition("-")[2], dict((left.source.done() or {})["sizes"])
+    documents, build = index_documents(Tokenise(left.source, left.docids, left.format), work, key, sizes, quiet)
     model = fingerprint(left.tuned)
     task = MeasurePriors(cfg.instruction, calibration_texts(left.source, cfg.calibration, cfg.seed))
     queries = held_queries(left.pairs, cfg.calibration.queries)
@@ -81,9 +82,8 @@ def publish(
     resources = engine_resources(cfg.llm)
 
     def priors(trie: Trie, ordered: pa.Table) -> dict[str, Any]:
-        key = task.key(left.docids.folder.path.rpartition("-")[2], model)
         place = shared("the tuned model", left.tuned, work)
-        given = (trie, ordered, place, task, work, key, resources, cfg.llm.engines, quiet, clock)
+        given = (trie, ordered, place, task, work, task.key(key, model), resources, cfg.llm.engines, quiet, clock)
         return clock.time("priors", lambda: measure_priors(*given))
 
     def way(bundle: Bundle) -> dict[str, Any]:
@@ -115,6 +115,7 @@ def publish(
             priors=priors if task.texts else None,
             choose=way if cfg.calibration.queries else None,
             training=training_record(left.tuned.parent),
+            build=build,
         )
     return read_manifest(target)
 
@@ -123,15 +124,17 @@ def calibration_texts(source: Output, cfg: CalibrationConfig, seed: int) -> tupl
     """`cfg.texts` passages of the corpus, one each of the documents whose (seed, docno) have the lowest hashes."""
     if not cfg.texts:
         return ()
-    found: list[tuple[int, str]] = []
+    lowest: list[tuple[int, str, int]] = []
     for shard in source.shards():
-        rows = source.folder.read_table(shard, ["docno", "title", "text"]).to_pylist()
-        for row in nsmallest(cfg.texts, rows, key=lambda row: hash64(str(seed), row["docno"])):
-            number = hash64(str(seed), row["docno"])
-            some = passages(row["text"], cfg.text_words, 64) or [row["title"] or row["docno"]]
-            found.append((number, some[number % len(some)]))
-        found = nsmallest(cfg.texts, found)
-    return tuple(text for _, text in found)
+        docnos = source.folder.read_table(shard, ["docno"])["docno"].to_pylist()
+        numbers = ((hash64(str(seed), docno), shard, row) for row, docno in enumerate(docnos))
+        lowest = nsmallest(cfg.texts, chain(lowest, numbers))
+    texts = []
+    for number, shard, row in lowest:
+        [document] = source.folder.read_table(shard, ["docno", "title", "text"]).slice(row, 1).to_pylist()
+        some = passages(document["text"], cfg.text_words, 64) or [document["title"] or document["docno"]]
+        texts.append(some[number % len(some)])
+    return tuple(texts)
 
 
 def held_queries(pairs: Output, most: int) -> list[tuple[str, str]]:
@@ -186,24 +189,3 @@ def _chosen(
         finally:
             ray.kill(judge)
     return {"decode": choice.best.model_dump(), "decode_tried": asdict(choice)["tried"]}
-
-
-def _documents(shard: str, left: Left) -> pa.Table:
-    """What the index holds of a shard's documents, as DOCUMENTS says."""
-    rows, titles = left.docids.folder.read_table(shard), left.source.folder.read_table(shard, ["title"])["title"]
-    tokens = pa.array(left.format.docids(rows["docid"].to_pylist()), DOCUMENTS.field("tokens").type)
-    return pa.table([rows["docno"], rows["docid"], tokens, titles], schema=DOCUMENTS)
-
-
-def _joined(shards: Iterable[pa.Table], rows: int = 1 << 18) -> pa.Table:
-    """One table, in chunks of `rows` documents or a few more: a chunk for every small shard would slow every access."""
-    chunks: list[pa.Table] = []
-    held: list[pa.Table] = []
-    count = 0
-    for shard in shards:
-        held.append(shard)
-        count += shard.num_rows
-        if count >= rows:
-            chunks.append(pa.concat_tables(held).combine_chunks())
-            held, count = [], 0
-    return pa.concat_tables([*chunks, pa.concat_tables([DOCUMENTS.empty_table(), *held]).combine_chunks()])

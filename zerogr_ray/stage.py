@@ -21,6 +21,7 @@ from zerogr_ray.store import Folder
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
+    from ray.data import DataContext
     from tqdm import tqdm
 
 T = TypeVar("T")
@@ -171,6 +172,19 @@ def progress(
         yield bar
 
 
+def quiet_ray_data() -> DataContext:
+    """Settings of this process's Ray Data: no notices of its own, and a worker's own error reaches the caller."""
+    from ray.data import DataContext
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing ray.data sets it; its notices are not news
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    context.issue_detectors_config.detectors = []  # they warn of a slow operator; a language model is one
+    return context
+
+
 def map_shards(
     source: Output,
     tasks: Sequence[tuple[ShardTask, Output]],
@@ -190,7 +204,7 @@ def map_shards(
     Raises BuildError with the worker's own words.
     """
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy
 
     everything = source.shards()
     missing: list[dict[str, Any]] = []
@@ -203,12 +217,7 @@ def map_shards(
     if not missing:
         return spent
     missing.sort(key=lambda item: (item["shard"], item["task"]))  # both outputs of a shard from one reading
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # importing ray.data sets it; its notices are not news
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True
-    context.issue_detectors_config.detectors = []  # they warn of a slow operator; a language model is one
+    quiet_ray_data()
     work = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
         worker,
         fn_constructor_args=(source, list(tasks)),

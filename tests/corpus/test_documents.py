@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerogr_ray.corpus.documents import read_documents, source_stamp
+from zerogr_ray.corpus.documents import Seen, read_documents, source_stamp
 from zerogr_ray.errors import InputError
 from zerogr_ray.rows import Document, Rejected
 
@@ -276,3 +276,10 @@ def test_the_stamp_changes_with_the_corpus_and_only_then(tmp_path):
     assert source_stamp(str(tmp_path)) == before
     write_lines(corpus, {"id": 1, "text": "ab"})
     assert source_stamp(str(tmp_path)) != before
+
+
+def test_a_docno_is_new_once_however_many_there_are():
+    seen = Seen()
+    assert all(seen.is_new(f"d{number}") for number in range(5000))
+    assert not any(seen.is_new(f"d{number}") for number in range(5000))
+    assert len(seen.slots) * seen.slots.itemsize <= 32 * 5000

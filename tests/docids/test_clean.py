@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +68,6 @@ def test_every_document_ends_with_a_short_docid_in_lower_case(written, title, te
 
 
 def test_statistics_count_collisions():
-    facts = docid_statistics(["red fox", "red fox", "hat"], [2, 2, 1], [1, 1])
+    facts = docid_statistics(pa.chunked_array([["red fox", "red fox"], ["hat"]]), np.array([2, 2, 1]), np.array([1, 1]))
     assert (facts.documents, facts.distinct, facts.largest_collision) == (3, 2, 2)
     assert (facts.words_mean, facts.prefix_mean) == (1.67, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -43,4 +44,4 @@ def test_means_over_the_documents_and_the_share_that_the_lm_wrote(tmp_path):
 
 
 def test_statistics_give_the_share_of_distinct_docids():
-    assert docid_statistics(["a", "a", "b"], [1, 1, 1], [1, 1]).distinct_share == 0.6667
+    assert docid_statistics(pa.chunked_array([["a", "a", "b"]]), np.ones(3), np.ones(2)).distinct_share == 0.6667

@@ -84,11 +84,17 @@ def dict_levels(docids: list[list[int]]) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("sizes", [{"PART": trie_build.PART}, {"PART": 2, "SLICE": 3}], ids=["one part", "many parts"])
+SIZES = {"one part": {}, "many parts": {"PART": 2, "SLICE": 3}, "short keys": {"KEY": 2, "SLICE": 3}, "one": {"KEY": 1}}
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 @given(docids=wide_docids())
 def test_every_node_is_that_of_a_tree_of_dicts_whatever_the_width_of_tokens(sizes, docids):
-    with mock.patch.multiple(trie_build, **sizes):
+    with mock.patch.multiple(trie_build, **{"PART": trie_build.PART, **sizes}):
         trie, order = Trie.build(docids, END)
+        same, same_order = Trie.from_rows(trie_build.docid_rows(docids, END))
+    assert all(np.array_equal(getattr(trie, name), getattr(same, name)) for name in ARRAYS)
+    assert order.tolist() == same_order.tolist()
     assert list(zip(trie.tokens.tolist(), np.diff(trie.first_child).tolist(), strict=True)) == dict_levels(docids)
     expected = shortest_prefixes(docids)
     documents = {path: [int(order[row]) for row in trie.documents_of(leaf)] for path, leaf in leaves_of(trie).items()}

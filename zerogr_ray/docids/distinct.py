@@ -152,10 +152,12 @@ class _DocIds:
     def changed_table(self, shard: str, start: int) -> pa.Table:
         """The docid rows of a shard, whose first row has the number `start`, as they are now."""
         table = self.docids.folder.read_table(shard)
+        mine = [row for row in range(start, start + len(table)) if row in self.changed]
+        if not mine:
+            return table
         rows = table.to_pylist()
-        for place, row in enumerate(rows):
-            if start + place in self.changed:
-                row["docid"], row["source"] = self.changed[start + place]
+        for row in mine:
+            rows[row - start]["docid"], rows[row - start]["source"] = self.changed[row]
         return pa.Table.from_pylist(rows, schema=table.schema)
 
     def by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[str, int, NDArray[np.int64]]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,16 @@ class DocIdStatistics:
     prefix_max: int
 
 
-def docid_statistics(docids: Sequence[str], tokens: Sequence[int], prefixes: Sequence[int]) -> DocIdStatistics:
+def docid_statistics(docids: pa.ChunkedArray, tokens: NDArray[Any], prefixes: NDArray[Any]) -> DocIdStatistics:
     """Statistics of `docids`, one per document; `tokens` are their lengths, `prefixes` those of the trie's leaves."""
-    _, counts = np.unique(np.array(docids, dtype=object).astype(str), return_counts=True)
+    counts = docids.value_counts().field("counts").to_numpy()
+    words = pc.list_value_length(pc.utf8_split_whitespace(docids))
     return DocIdStatistics(
         documents=len(docids),
         distinct=len(counts),
         distinct_share=round(len(counts) / len(docids), 4),
         largest_collision=int(counts.max()),
-        words_mean=round(float(np.mean([len(docid.split()) for docid in docids])), 2),
+        words_mean=round(pc.mean(words).as_py(), 2),
         tokens_mean=round(float(np.mean(tokens)), 2),
         prefix_mean=round(float(np.mean(prefixes)), 2),
         prefix_max=int(np.max(prefixes)),

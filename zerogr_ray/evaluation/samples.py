@@ -117,7 +117,7 @@ def _relevant(judged: Mapping[str, int]) -> list[str]:
 
 
 def _docids(bundle: Bundle, docnos: Sequence[str]) -> dict[str, list[str]]:
-    from zerogr_ray.index.bundle import take
+    from zerogr_ray.index.table import take
 
     rows, _ = bundle.rows_of(docnos)
     found: dict[str, list[str]] = {}

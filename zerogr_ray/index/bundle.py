@@ -19,7 +19,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +37,7 @@ from zerogr_ray.corpus.bags import Bags, laid_out
 from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.index.manifest import FORMAT, MANIFEST, digest, fetch_index, read_manifest, refuse_changed
 from zerogr_ray.index.postings import Postings
+from zerogr_ray.index.table import spooled, take
 from zerogr_ray.index.trie import ARRAYS, Trie
 from zerogr_ray.index.trie_build import Ints
 from zerogr_ray.published import publish_folder, refuse_other
@@ -116,7 +117,7 @@ class Bundle:
 
 def write_index(
     out: Path,
-    documents: pa.Table,
+    documents: pa.Table | Iterable[pa.Table],
     end: int,
     model: Path,
     facts: dict[str, Any],
@@ -125,23 +126,28 @@ def write_index(
     priors: Callable[[Trie, pa.Table], dict[str, NDArray[Any]]] | None = None,
     choose: Callable[[Bundle], dict[str, Any]] | None = None,
     training: bytes = b"",
+    build: Callable[[pa.ChunkedArray, int], tuple[Trie, NDArray[np.int64]]] = Trie.build,
 ) -> dict[str, Any]:
     """Build the index of these documents and publish it as `out`, replacing an index that is there.
 
-    `documents` has the columns of DOCUMENTS, `end` is the end-of-turn token, `facts` go into the manifest. With
+    `documents` has the columns of DOCUMENTS, or gives tables that have, which then lie on the disk, not in memory.
+    `end` is the end-of-turn token, `build` does what Trie.build does, `facts` go into the manifest. With
     `vocab`, the model's number of tokens, it gets postings (see postings.py): of `bags`, what each document is
     about, or without them of the docids' tokens. `priors`, given the trie and the documents in its order, makes the
     arrays of PRIORS. `choose`, given the index before it is published, adds facts to its manifest, such as `decode`;
     `training` becomes training.jsonl. Returns the manifest.
     """
-    documents = documents.select(DOCUMENTS.names).cast(DOCUMENTS)
     with _publishing(out) as folder:
-        trie, order = Trie.build(documents["tokens"], end)
+        if not isinstance(documents, pa.Table):
+            documents = spooled(documents, DOCUMENTS, folder / "unordered.arrow")
+        documents = documents.select(DOCUMENTS.names).cast(DOCUMENTS)
+        trie, order = build(documents["tokens"], end)
         trie.save(folder / "trie")
         path = str(folder / "documents.arrow")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, DOCUMENTS) as writer:
             for start in range(0, len(order), WRITTEN):
                 writer.write_table(take(documents, order[start : start + WRITTEN]), max_chunksize=1 << 16)
+        del documents
         ordered = pa.ipc.open_file(pa.memory_map(path)).read_all()
         by_docno = pc.sort_indices(ordered["docno"]).to_numpy()
         wide = np.uint32 if len(by_docno) < 1 << 32 else np.uint64
@@ -176,27 +182,6 @@ def _owners(docnos: pa.ChunkedArray, by_docno: Ints, wide: Any) -> dict[str, Int
     owners = np.empty(len(new), dtype=wide)
     owners[by_docno] = np.cumsum(new) - 1
     return {"owners": owners}
-
-
-def take(table: pa.Table, rows: Ints) -> pa.Table:
-    """The given rows of a table, in their order, as one chunk.
-
-    Table.take joins all chunks of a column before it takes a row: it reads the whole column, and fails on one of
-    more than 2 GiB. This reads what it returns, and looks at every chunk: there should be few.
-    """
-    batches = table.to_batches()
-    ends = np.cumsum([batch.num_rows for batch in batches])
-    order = np.argsort(rows, kind="stable")
-    ascending = np.asarray(rows)[order].astype(np.int64)
-    cuts = [0, *np.searchsorted(ascending, ends)]
-    parts = [
-        batch.take(pa.array(ascending[first:past] - (end - batch.num_rows)))
-        for batch, end, first, past in zip(batches, ends, cuts[:-1], cuts[1:], strict=True)
-        if first < past
-    ]
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    return pa.Table.from_batches(parts, table.schema).combine_chunks().take(pa.array(place))
 
 
 def open_index(path: str | Path) -> Bundle:

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from zerogr_ray.docids.statistics import docid_statistics
-from zerogr_ray.index.bundle import open_index, take
+from zerogr_ray.index.bundle import open_index
+from zerogr_ray.index.table import take
 from zerogr_ray.index.trie import Trie
 
 
@@ -18,7 +19,7 @@ def inspect_index(path: str | Path, samples: int = 10) -> dict[str, Any]:
     bundle = open_index(path)
     manifest, documents = bundle.manifest, bundle.documents
     lengths = pc.list_value_length(documents["tokens"]).to_numpy()
-    statistics = docid_statistics(documents["docid"].to_pylist(), lengths.tolist(), leaf_depths(bundle.trie).tolist())
+    statistics = docid_statistics(documents["docid"], lengths, leaf_depths(bundle.trie))
     rows = np.unique(np.linspace(0, documents.num_rows - 1, min(samples, documents.num_rows)).astype(int))
     sizes = {"trie": 0, "documents.arrow": 0, "by_docno.npy": 0, "model": 0}
     for name, file in manifest["files"].items():

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from zerogr_ray.corpus.bags import BAG, STEPS, Bags, query_bag
 from zerogr_ray.errors import BuildError, InputError
-from zerogr_ray.index.bundle import DOCUMENTS, Bundle, take, write_index
+from zerogr_ray.index.bundle import DOCUMENTS, Bundle, write_index
+from zerogr_ray.index.table import take
 from zerogr_ray.index.trie import Trie
 from zerogr_ray.index.view import Ints, View, is_among
 from zerogr_ray.store import key_of

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from zerogr_ray.index.trie_build import Ints, docid_rows, trie_arrays
+from zerogr_ray.index.trie_build import KEY, Ints, TrieArrays, arrow_lists, beyond_key, docid_rows, trie_arrays
 from zerogr_ray.store import map_arrays, save_arrays
 
 BLOCK = 512
@@ -47,7 +47,8 @@ class Trie:
         Returns (trie, order): document number j of the trie is docids[order[j]]. Raises ValueError for no docids,
         an empty docid, and a docid that holds the end-of-turn token `end`.
         """
-        return cls.from_rows(docid_rows(docids, end))
+        docids = arrow_lists(docids)
+        return cls.of_arrays(trie_arrays(docid_rows(docids, end, KEY + 1), end, beyond_key(docids, end)))
 
     @classmethod
     def from_rows(cls, rows: Ints) -> tuple[Trie, NDArray[np.int64]]:
@@ -55,7 +56,12 @@ class Trie:
 
         `rows` is only read. 40 million docids of 12 16-bit tokens take one core about a minute.
         """
-        tokens, first_child, shared, order = trie_arrays(rows)
+        return cls.of_arrays(trie_arrays(rows, int(rows[0, -1])))
+
+    @classmethod
+    def of_arrays(cls, arrays: TrieArrays) -> tuple[Trie, NDArray[np.int64]]:
+        """As `build`, from what trie_build.py made."""
+        tokens, first_child, shared, order = arrays
         return cls(tokens, first_child, _internal_before(first_child), shared), order
 
     def save(self, folder: Path) -> None:
