@@ -5,8 +5,8 @@ process of its own. Prints JSON: predicted and measured seconds of every stage. 
 used again, so that the two halves can be run apart. On a machine that others use as well, bind it to one core: where
 two threads wait for each other and one of them has lost its core, everything takes ten times as long, now and then.
 
-    taskset -c 1 python -m benchmarks.plan_check FOLDER --only-calibrate        # some 4 minutes
-    taskset -c 1 python -m benchmarks.plan_check FOLDER --out benchmarks/results/plan_check.json       # 4 minutes
+    taskset -c 1 python -m benchmarks.plan_check FOLDER --only-calibrate
+    taskset -c 1 python -m benchmarks.plan_check FOLDER --out benchmarks/results/plan_check.json
 """
 
 from __future__ import annotations

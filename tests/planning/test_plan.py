@@ -147,10 +147,11 @@ def test_a_file_that_is_no_calibration_is_refused(folder):
         assert "Traceback" not in err
 
 
-def test_without_a_calibration_the_one_of_the_package_is_taken_and_named(folder):
-    status, out, err = zerogr("plan", folder / "corpus.jsonl", "--model", folder / "tiny")
-    assert status == 0, err
-    assert "measured with smollm2-135m-instruct (135M parameters) on" in out
+def test_without_a_calibration_no_speed_is_made_up(folder):
+    for more in ((), ("--gpus", "8xA100")):
+        status, out, err = zerogr("plan", folder / "corpus.jsonl", "--model", folder / "tiny", *more)
+        assert (status, out) == (2, "")
+        assert "zerogr plan CORPUS --calibrate FILE" in err
 
 
 def test_every_published_figure_has_its_source():

@@ -22,7 +22,9 @@ def plan(
     nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
     cores: Annotated[int | None, typer.Option(help="CPU cores of one node (default: this machine's).", min=1)] = None,
     network: Annotated[float, typer.Option(help="Gbit/s between nodes, and to the store.", min=0.001)] = 100,
-    calibration: Annotated[str | None, typer.Option(help="What --calibrate wrote, on such a machine.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="What --calibrate wrote, on such a machine. Needed, also with --gpus.")
+    ] = None,
     calibrate: Annotated[
         str | None, typer.Option(metavar="OUT", help="Measure this machine on small runs instead, and write OUT.")
     ] = None,
@@ -47,7 +49,7 @@ def plan(
     Prompts are counted on a sample with the model's own tokenizer. Speeds are those of a calibration, or published
     ones of a GPU; what is assumed is printed below.
 
-    Example: zerogr plan docs.jsonl --model meta-llama/Llama-3.2-1B-Instruct --gpus 8xA100 --config pipelines/gpu.toml
+    Example: zerogr plan docs.jsonl --calibration here.json --gpus 8xA100 --config pipelines/gpu.toml
     """
     from zerogr_ray.models import hush
 

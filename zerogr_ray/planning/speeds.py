@@ -22,9 +22,6 @@ from zerogr_ray.planning.work import ModelShape, Texts, Work
 LM_STAGES = ("docids", "queries", "training", "priors", "decoding", "serving")
 """Those whose speed is the model's."""
 
-MEASURED_HERE = "cpu.json"
-"""The calibration that comes with this package; it says on what it was made."""
-
 
 class Speed(Strict):
     """Of one worker: a GPU, a CPU core, or for an LM on a CPU the whole machine."""
@@ -61,10 +58,14 @@ class Calibration(Strict):
 
 
 def read_calibration(path: str | None) -> Calibration:
-    """The calibration in a file, or the one that comes with this package. Raises InputError."""
+    """The calibration in a file. Raises InputError, also where none is given: no speed is made up."""
+    if path is None:
+        raise InputError(
+            "a plan needs speeds that were measured; make them once, in minutes: zerogr plan CORPUS --calibrate FILE, "
+            "and give --calibration FILE (beside --gpus it serves for the stages that no GPU does)"
+        )
     try:
-        text = Path(path).read_text("utf-8") if path else (files(__package__) / MEASURED_HERE).read_text("utf-8")
-        return Calibration.model_validate_json(text)
+        return Calibration.model_validate_json(Path(path).read_text("utf-8"))
     except OSError as error:
         raise InputError(f"the calibration {path} cannot be read: {error.strerror}") from None
     except (ValidationError, UnicodeDecodeError) as error:
