@@ -119,7 +119,8 @@ class Bench:
 
     def said(self) -> str:
         """The last line of it."""
-        return next((line for line in reversed(self.log().splitlines()) if line.strip()), "")
+        lines = self.log().replace(str(self.nodes.folder), "").splitlines()
+        return next((line for line in reversed(lines) if line.strip()), "")
 
     def begin(self, stage: str) -> None:
         """A new journal; the stage will be held."""
