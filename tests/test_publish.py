@@ -44,6 +44,7 @@ def make_left(tmp_path):
         outputs[1].folder.write_table(shard, pa.table([names, docids, ["lm"] * len(names)], schema=docid_schema()))
         held = {"query": [f"where is the {docid}" for docid in docids], "docid": docids}
         outputs[2].folder.write_table(shard.replace("part", "held"), pa.table(held))
+    outputs[0].finish(len(DOCIDS), sizes={"part-0.parquet": 4, "part-1.parquet": 2})
     tuned = save_tiny(tmp_path / "work" / "training-k" / "model")
     (tuned.parent / "log.jsonl").write_text(
         '{"step": 1, "loss": 3.5, "tokens_per_second": 9.5}\n{"step": 2, "loss": 2.5, "tokens_per_second": 9.7}\n'
