@@ -245,7 +245,7 @@ class DecodeConfig(Strict):
     plan_ahead: int = Field(0, ge=0)
     """Search only the n documents (k, where more are wanted) that the prompt's own next-token logits favour, as bags
     of tokens; 0: all."""
-    own_terms: float = Field(0.45, ge=0)
+    own_terms: float = Field(0.6, ge=0)
     """Weight of the query's own words in that plan, beside those that the LM expects; for postings of terms."""
     lookahead: float = Field(0.0, ge=0)
     """Every mode decides by logit + lookahead · (best plan score below the child − best below the node), so that a

@@ -66,8 +66,9 @@ def build(folder, *settings, model=None, out="index"):
 
 
 def command(*arguments, prelude="", **variables):
-    """The command in a process of its own."""
-    code = f"{prelude}\nimport sys; from zerogr_ray.cli import main; main()"
+    """The command in a process of its own, which hears Ctrl-C even if the tests run in a shell's background."""
+    hears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{hears}\n{prelude}\nimport sys; from zerogr_ray.cli import main; main()"
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | variables
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
