@@ -136,17 +136,7 @@ def build_index(
             if plan.distinct != plan.docids:
                 clock.time("distinct", lambda: _distinguish(cfg, source, docids, known, distinct, quiet))
             if plan.kept != plan.queries:
-                wanted = (
-                    source,
-                    queries,
-                    kept,
-                    cfg.queries,
-                    facts["sizes"],
-                    spare_cpus(),
-                    quiet,
-                    clock,
-                    pool,
-                )
+                wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet, clock, pool)
                 clock.time("filter", lambda: filter_queries(*wanted))
             held = held_out_share(facts["rows"] * cfg.queries.per_document, cfg.training)
             clock.time(
@@ -161,15 +151,7 @@ def build_index(
             beside = candidates if reserved is not None else None
             weighed = Output.at(folder, "bags", plan.bags) if plan.bags else None
             if weighed is not None:
-                weighing = (
-                    source,
-                    weighed,
-                    prompt_format,
-                    facts["sizes"],
-                    spare_cpus(),
-                    quiet,
-                    pool,
-                )
+                weighing = (source, weighed, prompt_format, facts["sizes"], spare_cpus(), quiet, pool)
                 clock.time("bags", lambda: clock.add(write_bags(*weighing)))
             planned = weighed if cfg.training.plan_weight else None
             tuned = clock.time("training", lambda: _train(cfg, base, pairs, beside, planned, training, quiet))

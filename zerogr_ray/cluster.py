@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
 import os
@@ -10,10 +9,11 @@ import re
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zerogr_ray.cache import locked
 from zerogr_ray.config import LLMConfig, PoolConfig, TrainingConfig
 from zerogr_ray.errors import BuildError, InputError, ModelError
 from zerogr_ray.store import Folder, key_of
@@ -166,10 +166,8 @@ def refuse_lacking(asked: Asked, nodes: Sequence[Node]) -> None:
                 f"{table} asks for nodes labelled {labelled}, the Ray cluster has "
                 f"{', '.join(have) or 'none with such a label'}; change {table}.labels or use another cluster"
             )
-        many, where = (
-            f"{ask.actors} times " if ask.actors > 1 else "",
-            f" on nodes labelled {labelled}" if labelled else "",
-        )
+        many = f"{ask.actors} times " if ask.actors > 1 else ""
+        where = f" on nodes labelled {labelled}" if labelled else ""
         whole = {name: amount for name, amount in ask.each.items() if amount}
         for name, amount in whole.items():
             found = [node.resources.get(name, 0) for node in among]
@@ -216,8 +214,8 @@ def pool_options(pool: PoolConfig) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value}
 
 
-_held: list[int] = []
-"""Open locks of the cores that are this process's."""
+_held = ExitStack()
+"""Locks of the cores that are this process's."""
 
 
 def pin_apart(threads: int, folder: Path | None = None) -> set[int]:
@@ -228,26 +226,21 @@ def pin_apart(threads: int, folder: Path | None = None) -> set[int]:
     """
     place = folder or Path(tempfile.gettempdir()) / f"zerogr-cores-{os.getuid()}"
     place.mkdir(mode=0o700, exist_ok=True)
-    mine: dict[int, int] = {}
-    for core in sorted(os.sched_getaffinity(0)):
-        handle = os.open(place / str(core), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            continue
-        mine[core] = handle
-        if len(mine) == threads:
-            break
-    if len(mine) < threads:
-        for handle in mine.values():
-            os.close(handle)
-        return set()
-    _held.extend(mine.values())
+    mine: set[int] = set()
+    with ExitStack() as locks:
+        for core in sorted(os.sched_getaffinity(0)):
+            with suppress(BlockingIOError):
+                locks.enter_context(locked(place / str(core), wait=False))
+                mine.add(core)
+            if len(mine) == threads:
+                break
+        if len(mine) < threads:
+            return set()
+        _held.enter_context(locks.pop_all())
     for thread in os.listdir("/proc/self/task"):  # those that are there; what they start inherits it
         with suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread), mine)
-    return set(mine)
+    return mine
 
 
 def shared(what: str, folder: Path, work: Folder) -> str:

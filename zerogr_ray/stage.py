@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,6 +95,14 @@ class Spent:
     seconds: list[float] = field(default_factory=list)
     """Of each shard, without the loading, in the order in which they were done: what a lost worker does again."""
 
+    def add(self, more: Spent) -> None:
+        """Take in what others of the output's workers, or the same ones later, took."""
+        self.rows += more.rows
+        self.tokens += more.tokens
+        self.loading += more.loading
+        self.memory = max(self.memory, more.memory)
+        self.seconds += more.seconds
+
     def summary(self) -> dict[str, float]:
         """For people: how many shards, and how long the longest took."""
         longest = max(self.seconds, default=0.0)
@@ -124,14 +133,10 @@ class Clock:
     def add(self, spent: dict[str, Spent]) -> None:
         """Take in what map_shards returned."""
         for name, more in spent.items():
-            known = self.spent.setdefault(name, Spent())
-            known.rows, known.tokens = known.rows + more.rows, known.tokens + more.tokens
-            known.loading += more.loading
-            known.memory = max(known.memory, more.memory)
-            known.seconds += more.seconds
+            self.spent.setdefault(name, Spent()).add(more)
 
 
-class ShardWorker:
+class ShardWorker(ABC):
     """What the workers of a stage have in common: one shard after the other, each timed."""
 
     loading = 0.0
@@ -140,9 +145,9 @@ class ShardWorker:
     def __init__(self, source: Output, tasks: Sequence[tuple[Any, Output]]) -> None:
         self.source, self.tasks = source, tasks
 
+    @abstractmethod
     def work(self, shard: str, task: Any, output: Output) -> tuple[int, int]:
         """Do `task` on `shard` and write it to `output`; returns (rows, tokens)."""
-        raise NotImplementedError
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         """Do the shards named in the batch; returns what was done."""
@@ -232,11 +237,8 @@ def map_shards(
     try:
         with progress(names, total * len(tasks), sum(done), unit="rows", quiet=quiet) as bar:
             for row in work.iter_rows():
-                mine = spent[tasks[row["task"]][1].name]
-                mine.rows, mine.tokens = mine.rows + row["rows"], mine.tokens + row["tokens"]
-                mine.loading += row["loading"]
-                mine.memory = max(mine.memory, row["memory"])
-                mine.seconds.append(row["seconds"])
+                shard = Spent(row["rows"], row["tokens"], row["loading"], row["memory"], [row["seconds"]])
+                spent[tasks[row["task"]][1].name].add(shard)
                 tokens += row["tokens"]
                 if tokens:
                     bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s", refresh=False)

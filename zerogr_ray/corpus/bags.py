@@ -240,10 +240,9 @@ def write_bags(
     """
     if bags.done() is not None:
         return {}
-    counted = sample_shards(sizes, SAMPLE)
-    statistics = WordStatistics.counted([words_of(text) for shard in counted for text in whole_texts(source, shard)])
-    begins = first_tokens(fmt, (text for shard in counted for text in whole_texts(source, shard)))
-    task = WeighWords(statistics)
+    texts = [text for shard in sample_shards(sizes, SAMPLE) for text in whole_texts(source, shard)]
+    begins = first_tokens(fmt, texts)
+    task = WeighWords(WordStatistics.counted(list(map(words_of, texts))))
     spent = map_shards(source, [(task, bags)], Weigher, {}, {"num_cpus": 1, **pool}, actors, sizes.__getitem__, quiet)
     joined = Bags.of((bags.folder.read_table(shard) for shard in bags.shards()), begins)
     if bags.folder.local:

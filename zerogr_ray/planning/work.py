@@ -91,7 +91,7 @@ class Work:
     query_tokens: float
     """Of a retriever's prompt."""
     terms: float
-    """Weighted tokens in its bag."""
+    """Weighted words in its bag."""
     source_bytes: float
     docid_bytes: float
     query_bytes: float
