@@ -252,15 +252,22 @@ def speed(index: str, parts: set[str], batch: int, seconds: float, threads: int)
     return figures
 
 
-def idle(service: Service, bare: Bare, count: int = 25) -> dict[str, Any]:
-    """Single queries, one at a time, each asked of both."""
+def idle(service: Service, bare: Bare, count: int = 60) -> dict[str, Any]:
+    """Single queries, one at a time, each asked of both, of each first every other time."""
     alone, served = [], []
     with httpx.Client(base_url=service.url, timeout=120) as client:
-        for query in queries(count, seed=2):
-            alone.append(bare.single(query))
+
+        def ask(query: str) -> float:
             start = time.perf_counter()
             client.post("/v1/search", json={"query": query}).raise_for_status()
-            served.append(time.perf_counter() - start)
+            return time.perf_counter() - start
+
+        for number, query in enumerate(queries(count, seed=2)):
+            if number % 2:
+                served.append(ask(query))
+            alone.append(bare.single(query))
+            if not number % 2:
+                served.append(ask(query))
     difference = statistics.median(b - a for a, b in zip(alone, served, strict=True))
     return {
         "idle": {"bare_p50": statistics.median(alone), "served_p50": statistics.median(served), "queries": count},

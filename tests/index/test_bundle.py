@@ -181,7 +181,9 @@ def chunked(docnos, size=4):
 @given(DOCNOS, DOCNOS)
 def test_rows_of_finds_every_row_of_every_docno_and_says_which_are_unknown(docnos, others):
     by_docno = np.array(sorted(range(len(docnos)), key=lambda row: docnos[row].encode()), dtype=np.uint32)
-    bundle = Bundle(None, {}, None, chunked(docnos), by_docno)
+    several = len(set(docnos)) < len(docnos)
+    owners = np.array([docnos.index(docno) for docno in docnos], dtype=np.uint32) if several else None
+    bundle = Bundle(None, {}, None, chunked(docnos), by_docno, owners)
     wanted = docnos[::2] + others
     rows, unknown = bundle.rows_of(wanted)
     assert rows.tolist() == [row for row, docno in enumerate(docnos) if docno in wanted]

@@ -97,8 +97,14 @@ class Bundle:
         log2(documents) of the stored docnos for each, whatever the size of the index.
         """
         wanted = pa.array(docnos, pa.string()).unique()
-        first, past = self._bisect(wanted, pc.less), self._bisect(wanted, pc.less_equal)
-        counts = past - first
+        first = self._bisect(wanted, pc.less)
+        if self.owners is not None:
+            counts = self._bisect(wanted, pc.less_equal) - first
+        else:  # every docno comes once at most
+            counts = np.zeros(len(first), dtype=np.int64)
+            there = np.flatnonzero(first < len(self.by_docno))
+            stored = take(self.documents.select(["docno"]), self.by_docno[first[there]])["docno"]
+            counts[there] = pc.equal(stored, wanted.take(pa.array(there))).to_numpy()
         _, places = laid_out(first, counts)
         rows = np.sort(self.by_docno[places].astype(np.int64))
         return rows, wanted.filter(pa.array(counts == 0)).to_pylist()

@@ -36,6 +36,8 @@ def take(table: pa.Table, rows: NDArray[Any]) -> pa.Table:
     more than 2 GiB. This reads what it returns, and looks at every chunk: there should be few.
     """
     batches = table.to_batches()
+    if len(batches) == 1:
+        return pa.Table.from_batches([batches[0].take(pa.array(np.asarray(rows).astype(np.int64)))])
     ends = np.cumsum([batch.num_rows for batch in batches])
     order = np.argsort(rows, kind="stable")
     ascending = np.asarray(rows)[order].astype(np.int64)
