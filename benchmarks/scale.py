@@ -1,6 +1,6 @@
 """An index of N docids, step by step: time, peak memory, and how both grow from one size to the next.
 
-    python benchmarks/scale.py --docs 400000 4000000 40000000 --out benchmarks/results/scale.json
+    python -m benchmarks.scale --docs 400000 4000000 40000000 --out benchmarks/results/scale.json
 
 Docids are two halves of real phrases put together anew: runs of four words of the Python documentation as installed.
 They go through the steps of a build (zerogr_ray/index/), each in a process of its own: tokenised and sorted by a Ray of

@@ -1,6 +1,6 @@
 """Claim: before any training, what the LM expects behind the prompt and the query's own words together beat BM25.
 
-    python benchmarks/untrained.py --out benchmarks/results/untrained.json     2 CPU cores: some ten minutes
+    python -m benchmarks.untrained --out benchmarks/results/untrained.json     2 CPU cores: some ten minutes
 
 For each collection nDCG@10 of bm25s, and of planning ahead alone (decoding/plan.py): one forward of the prompt, one
 sparse product, no docid and no training. `own words` and `expected words` are the plan's two halves. Of a collection
@@ -19,23 +19,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zerogr_ray.config import DEFAULT_MODEL, DecodeConfig
+from benchmarks.plan import logprobs
+from benchmarks.quality import ndcg
+from zerogr_ray.config import DEFAULT_MODEL, CalibrationConfig, DecodeConfig
 from zerogr_ray.corpus.bags import Bags, first_tokens, make_bags, query_bag
 from zerogr_ray.corpus.collections import read_collection
 from zerogr_ray.corpus.text import passages
 from zerogr_ray.decoding.plan import bag_scores, term_gain
 from zerogr_ray.evaluation.baselines import bm25
 from zerogr_ray.evaluation.evaluate import documents_of
-from zerogr_ray.evaluation.metrics import evaluate, mean
 from zerogr_ray.index.postings import Postings
 from zerogr_ray.models import find_model, load_format, load_model
 from zerogr_ray.rows import Run
 from zerogr_ray.store import hash64
 
 COLLECTIONS = ("adi", "api-torchhub", "metatool", "limit-small", "medline", "conala", "scifact", "toollens")
-
-TEXTS, WORDS = 8, 14
-"""Calibration texts and their words, as a build takes them."""
 
 
 def main() -> None:
@@ -73,40 +71,30 @@ def one(source: Path, most: int, fmt: Any, model: Any) -> dict[str, float]:
     texts = [f"{document.title}\n{document.text}" for document in documents]
     postings = Postings.of_bags(Bags.of([make_bags(texts)], first_tokens(fmt, texts)))
     chosen = sorted(documents, key=lambda document: hash64("calibration", document.docno))
-    cut = [(passages(document.text, WORDS, 1) or [document.title])[0] for document in chosen[:TEXTS]]
+    like = CalibrationConfig()
+    cut = [(passages(document.text, like.text_words, 1) or [document.title])[0] for document in chosen[: like.texts]]
     prior = expected(fmt, model, instruction, cut).mean(0)
     z = expected(fmt, model, instruction, [query.text for query in queries])
     assert postings.begins is not None
     weight = DecodeConfig().own_terms
     ways = {"plan": (z, weight), "own words": (np.tile(prior, (len(z), 1)), 1.0), "expected words": (z, 0.0)}
     row: dict[str, float] = {"queries": len(queries)}
-    row["bm25"] = score(qrels, bm25(documents, queries, 100))
-    for way, (logprobs, own) in ways.items():
+    row["bm25"] = ndcg(qrels, bm25(documents, queries, 100))
+    for way, (z_QV, own) in ways.items():
         run: Run = {}
-        for query, logprobs_V in zip(queries, logprobs, strict=True):
-            gain = term_gain(logprobs_V, prior, postings.begins, query_bag(query.text), own)
+        for query, z_V in zip(queries, z_QV, strict=True):
+            gain = term_gain(z_V, prior, postings.begins, query_bag(query.text), own)
             scores = bag_scores(postings, gain, np.arange(len(documents)))
             best = np.argsort(-scores, kind="stable")[:100]
             run[query.qid] = {documents[i].docno: float(scores[i]) for i in best}
-        row[way] = score(qrels, run)
+        row[way] = ndcg(qrels, run)
     return row
 
 
 def expected(fmt: Any, model: Any, instruction: str, texts: list[str]) -> NDArray[np.float32]:
     """Log-probabilities of the token that follows each prompt, (texts, vocabulary)."""
-    import torch
-
-    found = []
-    with torch.inference_mode():
-        for tokens in fmt.prompts(instruction, texts, 512):
-            logits = model(input_ids=torch.tensor([list(tokens)]), logits_to_keep=1).logits[0, -1]
-            found.append(logits.log_softmax(-1).numpy())
-    return np.stack(found)
-
-
-def score(qrels: Any, run: Run) -> float:
-    """Mean nDCG@10."""
-    return round(mean(evaluate(qrels, run))["ndcg@10"], 4)
+    found: NDArray[np.float32] = logprobs(model, [list(tokens) for tokens in fmt.prompts(instruction, texts, 512)])
+    return found
 
 
 if __name__ == "__main__":
