@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 DATE = "26 Jul 2024"
 """The day that templates with a date are told."""
 
+ONE_WORD = 'The word is: "'
+"""How an answer begins that shall be one word."""
+
 
 class PromptFormat:
     """Prompt and docid tokens of one tokenizer.
@@ -68,6 +71,12 @@ class PromptFormat:
             messages += [{"role": "user", "content": head + asked}, {"role": "assistant", "content": answered}]
         messages.append({"role": "user", "content": head + user})
         return self._apply(messages, add_generation_prompt=True)
+
+    def ask_for_word(self, asked: str, instruction: str | None = None) -> str:
+        """A prompt, as text, whose answer has begun and lacks one word: the model's next token begins that word."""
+        if instruction is not None:
+            return self.render(instruction, asked) + ONE_WORD
+        return self._apply([{"role": "user", "content": asked}], add_generation_prompt=True) + ONE_WORD
 
     def shorten(self, text: str, tokens: int) -> str:
         """`text` cut to its first `tokens` tokens."""

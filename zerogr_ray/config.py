@@ -245,8 +245,11 @@ class DecodeConfig(Strict):
     plan_ahead: int = Field(0, ge=0)
     """Search only the n documents (k, where more are wanted) that the prompt's own next-token logits favour, as bags
     of tokens; 0: all."""
-    own_terms: float = Field(0.6, ge=0)
+    own_terms: float = Field(0.5, ge=0)
     """Weight of the query's own words in that plan, beside those that the LM expects; for postings of terms."""
+    gist: float = Field(0.3, ge=0)
+    """Weight, in that plan, of what the LM would name of a document itself, beside the document's own words; for an
+    index with gists (calibration.gist_tokens)."""
     lookahead: float = Field(0.0, ge=0)
     """Every mode decides by logit + lookahead · (best plan score below the child − best below the node), so that a
     docid is as likely as LM and plan together make it. Needs plan_ahead."""
@@ -267,6 +270,12 @@ class CalibrationConfig(Strict):
     which prior_weight subtracts. 0: no priors."""
     text_words: int = Field(14, ge=1)
     """Words of such a passage."""
+    gist_tokens: int = Field(64, ge=0)
+    """Tokens that the tuned LM would name of each document when asked for one word, kept for plans beside the
+    document's words: one forward a document, some 0.6 kB. 0: none, and a plan takes what begins the docid. Needs
+    texts and postings=terms."""
+    gist_doc_tokens: int = Field(128, ge=8)
+    """Tokens of the document that it is shown for that."""
     queries: int = Field(48, ge=0)
     """Pseudo-queries, held back from the training, on which ways of decoding compete to become the index's own.
     0: the published algorithm."""

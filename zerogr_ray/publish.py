@@ -17,8 +17,10 @@ from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.corpus.text import passages
 from zerogr_ray.decoding.choose import choose, ndcg, usual, ways
+from zerogr_ray.decoding.gists import WriteGists, add_gists
 from zerogr_ray.decoding.priors import MeasurePriors, measure_priors
 from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.docids.generate import show
 from zerogr_ray.errors import BuildError
 from zerogr_ray.generation.writer import engine_resources
 from zerogr_ray.index.bundle import Bundle, opened, write_index, writing_index
@@ -34,6 +36,9 @@ from zerogr_ray.training.validation import FEWEST
 
 RESTARTS = 3
 """Deaths of the process that compares ways of decoding that one build survives."""
+
+USUAL_QUERIES, USUAL_DOCUMENTS = 32, 64
+"""Passages and documents over which the mean is taken that gists leave out."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,12 @@ def publish(
     model = fingerprint(left.tuned)
     task = MeasurePriors(cfg.instruction, calibration_texts(left.source, cfg.calibration, cfg.seed))
     queries = held_queries(left.pairs, cfg.calibration.queries)
+    resources, bags = engine_resources(cfg.llm), left.bags
+    if bags is not None and task.texts and cfg.calibration.gist_tokens:
+        gists = gist_task(left.source, left.format, cfg)
+        written = Output.at(work, gists.name, gists.key(key, model))
+        asking = (bags, left.source, written, gists, shared("the tuned model", left.tuned, work), resources)
+        bags = clock.time("gists", lambda: add_gists(*asking, cfg.llm.engines, quiet, clock))
     about = {
         **about,
         "instruction": cfg.instruction,
@@ -79,7 +90,6 @@ def publish(
         "prompt_format": left.format.fingerprint,
         "calibration": task.texts,
     }
-    resources = engine_resources(cfg.llm)
 
     def priors(trie: Trie, ordered: pa.Table) -> dict[str, Any]:
         place = shared("the tuned model", left.tuned, work)
@@ -111,7 +121,7 @@ def publish(
             left.tuned,
             about,
             vocab=None if cfg.postings == "none" else len(left.format.tokenizer),
-            bags=left.bags,
+            bags=bags,
             priors=priors if task.texts else None,
             choose=way if cfg.calibration.queries else None,
             training=training_record(left.tuned.parent),
@@ -122,19 +132,37 @@ def publish(
 
 def calibration_texts(source: Output, cfg: CalibrationConfig, seed: int) -> tuple[str, ...]:
     """`cfg.texts` passages of the corpus, one each of the documents whose (seed, docno) have the lowest hashes."""
-    if not cfg.texts:
-        return ()
+    return tuple(_passage(number, document, cfg) for number, document in _drawn(source, cfg.texts, seed))
+
+
+def gist_task(source: Output, fmt: PromptFormat, cfg: IndexConfig) -> WriteGists:
+    """What is asked of each document, and of which passages and documents to learn what the LM says anyway."""
+    like = cfg.calibration
+    drawn = _drawn(source, USUAL_DOCUMENTS, cfg.seed)
+    return WriteGists(
+        cfg.instruction,
+        tuple(_passage(number, document, like) for number, document in drawn[:USUAL_QUERIES]),
+        tuple(show(document["title"], document["text"], fmt, like.gist_doc_tokens) for _, document in drawn),
+        like.gist_tokens,
+        like.gist_doc_tokens,
+        DecodeConfig().query_tokens,
+    )
+
+
+def _drawn(source: Output, most: int, seed: int) -> list[tuple[int, dict[str, str]]]:
+    """(hash, document) of the `most` documents whose (seed, docno) have the lowest hashes."""
     lowest: list[tuple[int, str, int]] = []
-    for shard in source.shards():
+    for shard in source.shards() if most else ():
         docnos = source.folder.read_table(shard, ["docno"])["docno"].to_pylist()
         numbers = ((hash64(str(seed), docno), shard, row) for row, docno in enumerate(docnos))
-        lowest = nsmallest(cfg.texts, chain(lowest, numbers))
-    texts = []
-    for number, shard, row in lowest:
-        [document] = source.folder.read_table(shard, ["docno", "title", "text"]).slice(row, 1).to_pylist()
-        some = passages(document["text"], cfg.text_words, 64) or [document["title"] or document["docno"]]
-        texts.append(some[number % len(some)])
-    return tuple(texts)
+        lowest = nsmallest(most, chain(lowest, numbers))
+    columns = ["docno", "title", "text"]
+    return [(n, source.folder.read_table(shard, columns).slice(row, 1).to_pylist()[0]) for n, shard, row in lowest]
+
+
+def _passage(number: int, document: dict[str, str], cfg: CalibrationConfig) -> str:
+    some = passages(document["text"], cfg.text_words, 64) or [document["title"] or document["docno"]]
+    return some[number % len(some)]
 
 
 def held_queries(pairs: Output, most: int) -> list[tuple[str, str]]:

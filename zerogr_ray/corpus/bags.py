@@ -10,6 +10,9 @@ heaviest words are kept; a weight is stored in steps of 1 / STEPS.
 A word is the stem of a term, hashed to one of BUCKETS numbers. The next-token distribution of an LM is a vector over
 tokens; what it expects of a word is what it expects of the token that begins the word as it is mostly written.
 Planning ahead compares the two (see decoding/plan.py).
+
+A bag may hold gists too: tokens that the LM itself would name of the document (see decoding/gists.py). Token v of the
+vocabulary is then word BUCKETS + v, and begins with itself.
 """
 
 from __future__ import annotations
@@ -69,12 +72,15 @@ class Bags:
     words    (P,)      ascending within a bag
     weights  (P,)      how much each counts, in steps of 1 / STEPS
     begins   (H,)      for every word there may be, the LM's token that begins it, or UNKNOWN
+    prior    (V,)      with gists, the mean log-probability of each token where texts that ask for nothing stand for
+                       the query; None without
     """
 
     first: Ints
     words: Ints
     weights: Ints
     begins: Ints
+    prior: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -94,14 +100,27 @@ class Bags:
         """The bags of these documents, in this order."""
         starts = self.first[rows].astype(np.int64)
         first, where = laid_out(starts, self.first[np.asarray(rows) + 1].astype(np.int64) - starts)
-        return Bags(first, self.words[where], self.weights[where], self.begins)
+        return Bags(first, self.words[where], self.weights[where], self.begins, self.prior)
 
     def join(self, other: Bags) -> Bags:
         """These and then those."""
         first = np.concatenate([self.first[:-1].astype(np.int64), other.first.astype(np.int64) + int(self.first[-1])])
         pairs = ((self.words, other.words), (self.weights, other.weights))
         words, weights = (np.concatenate(pair) for pair in pairs)
-        return Bags(first, words, weights, self.begins)
+        return Bags(first, words, weights, self.begins, self.prior)
+
+    def with_gists(self, tables: Iterable[pa.Table], prior: NDArray[np.float32]) -> Bags:
+        """These bags, each with the tokens in its row of `tables`, schema BAG, beside its words."""
+        begins = np.concatenate([self.begins, np.arange(len(prior), dtype=np.uint32)])
+        gists = Bags.of(tables, begins)
+        own, more = self.first.astype(np.int64), gists.first
+        first = own + more
+        words, weights = np.empty(first[-1], dtype=np.uint32), np.empty(first[-1], dtype=np.uint8)
+        place = np.arange(own[-1]) + np.repeat(more[:-1], np.diff(own))  # what of the gists comes before
+        words[place], weights[place] = self.words, self.weights
+        place = np.arange(more[-1]) + np.repeat(own[1:], np.diff(more))
+        words[place], weights[place] = gists.words, gists.weights
+        return Bags(first, words, weights, begins, prior)
 
     def save(self, folder: Path) -> None:
         """Write the arrays as `folder`/*.npy."""

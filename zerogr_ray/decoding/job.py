@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,15 @@ class Request:
     """Hits are wanted as they are drawn: where the settings of the index order them otherwise, they do not count."""
 
 
+class Prompt(NamedTuple):
+    """What a job asks the LM first. Counts say how many of the first tokens depend on the instruction alone."""
+
+    tokens: list[int]
+    shared: int = 0
+    word: tuple[list[int], int] | None = None
+    """The prompt that asks for a word, where the search plans with gists."""
+
+
 class Job:
     """A search that says what it needs of the LM and is told, whatever else shares its batch."""
 
@@ -85,6 +94,12 @@ class Job:
         return self.cfg.order != "draw" or self.cfg.mode == "exhaustive"
 
     @property
+    def asks_for_word(self) -> bool:
+        """Whether it plans by what the LM says to a prompt that asks for one word."""
+        postings = self.live.bundle.postings
+        return bool(self.cfg.plan_ahead and postings is not None and postings.prior is not None)
+
+    @property
     def over_vocabulary(self) -> bool:
         """Whether it needs to know how likely a token is among the whole vocabulary."""
         return self.scored or self.cfg.mode == "best_first"
@@ -92,18 +107,19 @@ class Job:
     def plan(self, next_logprobs: NDArray[np.float32]) -> None:
         """Restrict the search to the documents that the prompt's next-token log-probabilities, (vocabulary,), favour.
 
+        The prompt is the one that asks for a word where the index has gists, else that which a docid answers.
         Documents added since the index was built have no postings and are always searched.
         """
         bundle, count, cfg = self.live.bundle, self.view.base.documents, self.cfg
         assert bundle.postings is not None
-        prior = bundle.next_prior
+        prior = bundle.next_prior if bundle.postings.prior is None else bundle.postings.prior
         if prior is not None:  # an LM head may be padded
             next_logprobs, prior = next_logprobs[: len(prior)], prior[: len(next_logprobs)]
         if bundle.postings.begins is None:
             gain = docid_gain(next_logprobs, prior)
         else:
             own = query_bag(self.request.query)
-            gain = term_gain(next_logprobs, prior, bundle.postings.begins, own, cfg.own_terms)
+            gain = term_gain(next_logprobs, prior, bundle.postings.begins, own, cfg.own_terms, cfg.gist)
         among = None if self.view.filter is None else self.view.filter.rows[self.view.filter.rows < count]
         planned = plan_ahead(bundle.postings, gain, max(cfg.plan_ahead, self.request.k), among)
         self.view = self.view.restricted(np.concatenate([planned, np.arange(count, self.view.documents)]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from zerogr_ray.corpus.bags import FLOOR, STEPS, UNKNOWN, laid_out
+from zerogr_ray.corpus.bags import BUCKETS, FLOOR, STEPS, UNKNOWN, laid_out
 from zerogr_ray.index.postings import Postings
 
 LOWEST = np.float32(-1e4)  # a token that cannot be written; sums of a docid's tokens still keep three decimals
@@ -60,26 +60,39 @@ def docid_gain(logprobs_V: NDArray[np.float32], prior_V: NDArray[np.floating] | 
     return logprobs_V if prior_V is None else logprobs_V - prior_V
 
 
+def expected_tokens(logprobs_V: NDArray[np.floating], prior_V: NDArray[np.floating] | None) -> NDArray[np.float32]:
+    """What the LM would write next more than for any text, at unit length: g / |g|, shape (V,).
+
+        g = ln(1 + max(0, z - z̄ - FLOOR))
+
+    As in SPLADE the logarithm keeps one token from deciding alone; what is not FLOOR nats likelier than for any text at
+    all is noise. Without a prior z̄ is that of all tokens alike.
+    """
+    prior = np.float32(-np.log(len(logprobs_V))) if prior_V is None else prior_V
+    expected = np.log1p(np.maximum(logprobs_V - prior - FLOOR, 0.0, dtype=np.float32))
+    return np.asarray(expected / max(float(np.linalg.norm(expected)), 1e-9), dtype=np.float32)
+
+
 def term_gain(
     logprobs_V: NDArray[np.float32],
     prior_V: NDArray[np.floating] | None,
     begins_H: NDArray[np.integer],
     own: tuple[NDArray[np.int64], NDArray[np.float32]],
     own_weight: float,
+    gist_weight: float = 0.0,
 ) -> NDArray[np.float32]:
     """Gains for weighted bags of words, shape (H,): what the LM would write next, and what the query says itself.
 
-        gain[w] = g[begins[w]] / |g| + own_weight · q[w],    g = ln(1 + max(0, z - z̄ - FLOOR))
+        gain[w] = g[begins[w]] + own_weight · q[w]          g: see expected_tokens
+        gain[v] = gist_weight · g[v]                        of the tokens that a gist holds (corpus/bags.py)
 
-    q, of unit length, holds the query's own words: `own` is (words, weights). As in SPLADE the logarithm keeps one
-    token from deciding alone; what is not FLOOR nats likelier than for any text at all is noise.
+    q, of unit length, holds the query's own words: `own` is (words, weights).
     """
-    prior = np.float32(-np.log(len(logprobs_V))) if prior_V is None else prior_V
-    expected = np.log1p(np.maximum(logprobs_V - prior - FLOOR, 0.0, dtype=np.float32))
-    expected /= max(float(np.linalg.norm(expected)), 1e-9)
+    expected = expected_tokens(logprobs_V, prior_V)
     gain = np.zeros(len(begins_H), dtype=np.float32)
-    known = np.flatnonzero(begins_H != UNKNOWN)
+    known = np.flatnonzero(begins_H[:BUCKETS] != UNKNOWN)
     gain[known] = expected[begins_H[known]]
+    gain[BUCKETS:] = np.float32(gist_weight) * expected[begins_H[BUCKETS:]]
     words, weights = own
     gain[words] += np.float32(own_weight) * weights
     return gain

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import CacheConfig, DecodeConfig
-from zerogr_ray.decoding.job import Job, Request
+from zerogr_ray.decoding.gists import query_prompts
+from zerogr_ray.decoding.job import Job, Prompt, Request
 from zerogr_ray.errors import IndexRefused, InputError
 from zerogr_ray.index.bundle import Bundle, open_index, writing_index
 from zerogr_ray.index.live import LiveIndex
@@ -17,6 +18,8 @@ from zerogr_ray.models import DType, load_format, load_model
 from zerogr_ray.rows import Hit
 
 if TYPE_CHECKING:
+    import torch
+
     from zerogr_ray.decoding.cells import Answer, Cell
     from zerogr_ray.decoding.forward import TreeForward
 
@@ -33,7 +36,7 @@ class Retriever:
         self.cache = cache or CacheConfig()
         self.live = LiveIndex(bundle, prompt_format.end)
         self._prefixes = Prefixes(model)
-        self._shared: dict[str, tuple[int, ...]] = {}
+        self._shared: dict[tuple[str, str], tuple[int, ...]] = {}
 
     @classmethod
     def load(
@@ -146,7 +149,7 @@ class Retriever:
         with writing_index(out) as folder:
             self.live.compact(folder, measure if task.texts else None)
 
-    def _stream(self, job: Job, prompt: tuple[list[int], int]) -> Iterator[Hit]:
+    def _stream(self, job: Job, prompt: Prompt) -> Iterator[Hit]:
         given = 0
         for _ in steps(self.forward(), [job], [prompt]):
             hits = job.hits()  # those that are certain so far
@@ -169,34 +172,44 @@ class Retriever:
             raise InputError(f"{which} is empty; write a few words")
         return Job(request, self.live, self.format)
 
-    def prompt(self, job: Job) -> tuple[list[int], int]:
-        """Tokens of the prompt, and how many of the first depend on the instruction alone."""
+    def prompt(self, job: Job) -> Prompt:
+        """What the job asks the LM first."""
         task = job.request.instruction or str(self.bundle.manifest["instruction"])
-        tokens = self.format.prompts(task, [job.request.query], job.cfg.query_tokens)[0]
-        shared = self._shared.get(task)
+        word = None
+        if job.asks_for_word:
+            word = self._shared_by(("word", task), partial(query_prompts, self.format, task), job)
+        return Prompt(*self._shared_by(("docid", task), partial(self.format.prompts, task), job), word)
+
+    def _shared_by(
+        self, kind: tuple[str, str], prompts: Callable[[Sequence[str], int], list[list[int]]], job: Job
+    ) -> tuple[list[int], int]:
+        """Tokens of the job's prompt, and how many of the first are the same for all queries with this instruction."""
+        tokens = prompts([job.request.query], job.cfg.query_tokens)[0]
+        shared = self._shared.get(kind)
         if shared is None:
-            one, other = self.format.prompts(task, ["a", "7"], 8)
+            one, other = prompts(["a", "7"], 8)
             same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
-            self._shared = {task: tuple(one[:same]), **dict(list(self._shared.items())[:63])}
-            shared = self._shared[task]
+            self._shared = {kind: tuple(one[:same]), **dict(list(self._shared.items())[:63])}
+            shared = self._shared[kind]
         fits = len(shared) < len(tokens) and tuple(tokens[: len(shared)]) == shared
         return tokens, len(shared) if fits else 0
 
 
-def decode(forward: TreeForward, jobs: Sequence[Job], prompts: Sequence[tuple[list[int], int]]) -> None:
-    """Run the jobs to their end in one batch; prompts[b] is (tokens, how many of the first are kept prefixes)."""
+def decode(forward: TreeForward, jobs: Sequence[Job], prompts: Sequence[Prompt]) -> None:
+    """Run the jobs to their end in one batch; prompts[b] is what Retriever.prompt gives for jobs[b]."""
     for _ in steps(forward, jobs, prompts):
         pass
 
 
-def steps(forward: TreeForward, jobs: Sequence[Job], prompts: Sequence[tuple[list[int], int]]) -> Iterator[None]:
+def steps(forward: TreeForward, jobs: Sequence[Job], prompts: Sequence[Prompt]) -> Iterator[None]:
     """As `decode`, pausing after each wave."""
-    logits = forward.prompt([tokens for tokens, _ in prompts], [shared for _, shared in prompts])
-    if any(job.cfg.plan_ahead for job in jobs):
-        logprobs = logits.log_softmax(-1).cpu().numpy()
-        for job, next_logprobs in zip(jobs, logprobs, strict=True):
-            if job.cfg.plan_ahead:
-                job.plan(next_logprobs)
+    words = [(job, prompt.word) for job, prompt in zip(jobs, prompts, strict=True) if prompt.word is not None]
+    if words:
+        _plan([job for job, _ in words], forward.prompt(*zip(*(word for _, word in words), strict=True)))
+    logits = forward.prompt([prompt.tokens for prompt in prompts], [prompt.shared for prompt in prompts])
+    by_docid = [b for b, job in enumerate(jobs) if job.cfg.plan_ahead and prompts[b].word is None]
+    if by_docid:
+        _plan([jobs[b] for b in by_docid], logits[by_docid])
     running = [job.run() for job in jobs]
     asked = [_next(run) for run in running]
     roots = [b for b, cells in enumerate(asked) if cells]
@@ -214,6 +227,12 @@ def steps(forward: TreeForward, jobs: Sequence[Job], prompts: Sequence[tuple[lis
         yield
         totals = any(job.over_vocabulary for job in jobs)
         answers = forward.wave(asked, totals) if running else []
+
+
+def _plan(jobs: Sequence[Job], logits: torch.Tensor) -> None:
+    """Let each job plan with its row of `logits`."""
+    for job, next_logprobs in zip(jobs, logits.log_softmax(-1).cpu().numpy(), strict=True):
+        job.plan(next_logprobs)
 
 
 def _next(run: Generator[list[Cell], list[Answer], None], answers: list[Answer] | None = None) -> list[Cell]:

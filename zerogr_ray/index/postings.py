@@ -11,6 +11,7 @@ words take the place of tokens, with
     weights      (P,)  how much each of `tokens` counts, in steps
     row_weights  (P,)  the same beside `rows`
     begins       (V,)  the LM's token that begins each word
+    prior              with gists, what corpus/bags.py says of it: a plan then asks the LM for one word
 
 Planning ahead finds documents through the second view and scores them by the first; see decoding/plan.py.
 """
@@ -32,6 +33,7 @@ from zerogr_ray.store import save_arrays
 
 ARRAYS = ("first", "tokens", "offsets", "rows")
 WEIGHTS = ("weights", "row_weights", "begins")
+GISTS = ("prior",)
 KINDS = {
     "first": ("uint32", "uint64"),
     "tokens": ("uint16", "uint32"),
@@ -40,6 +42,7 @@ KINDS = {
     "weights": ("uint8",),
     "row_weights": ("uint8",),
     "begins": ("uint32",),
+    "prior": ("float32",),
 }
 SLICE = 1 << 22  # postings sorted at once: 32 MB of keys
 
@@ -57,6 +60,7 @@ class Postings:
     weights: Ints | None = None
     row_weights: Ints | None = None
     begins: Ints | None = None
+    prior: NDArray[np.float32] | None = None
 
     @classmethod
     def build(cls, docids: pa.ListArray | pa.ChunkedArray, vocab: int) -> Postings:
@@ -113,7 +117,7 @@ class Postings:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(tokens, minlength=vocab))]).astype(np.uint64)
         weights = bags.weights.astype(np.uint8)
         rows, row_weights = _inverted(first, tokens, offsets, weights)
-        return cls(first, tokens, offsets, rows, weights, row_weights, bags.begins.astype(np.uint32))
+        return cls(first, tokens, offsets, rows, weights, row_weights, bags.begins.astype(np.uint32), bags.prior)
 
     @property
     def documents(self) -> int:
@@ -130,12 +134,12 @@ class Postings:
         """What `of_bags` took; None for postings of docids."""
         if self.weights is None or self.begins is None:
             return None
-        return Bags(self.first, self.tokens, self.weights, self.begins)
+        return Bags(self.first, self.tokens, self.weights, self.begins, self.prior)
 
     def save(self, folder: Path) -> None:
         """Write the arrays as `folder`/*.npy."""
-        names = ARRAYS if self.weights is None else ARRAYS + WEIGHTS
-        save_arrays(folder, {name: getattr(self, name) for name in names})
+        arrays = {name: getattr(self, name) for name in ARRAYS + WEIGHTS + GISTS}
+        save_arrays(folder, {name: array for name, array in arrays.items() if array is not None})
 
     @classmethod
     def open(cls, folder: Path) -> Postings:
@@ -144,8 +148,9 @@ class Postings:
         What the arrays hold is vouched for by the index's manifest, not read here.
         """
         arrays: dict[str, Ints] = {}
-        weighted = any((folder / f"{name}.npy").exists() for name in WEIGHTS)
-        for name in ARRAYS + WEIGHTS if weighted else ARRAYS:
+        there = {file.stem for file in folder.glob("*.npy")}
+        weighted = WEIGHTS if there.intersection(WEIGHTS) else ()
+        for name in (*ARRAYS, *weighted, *(name for name in GISTS if name in there)):
             file = folder / f"{name}.npy"
             try:
                 array = arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -154,9 +159,10 @@ class Postings:
             if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.name not in KINDS[name]:
                 raise IndexRefused(f"{file} is not a list of {' or '.join(KINDS[name])}; build the index again")
         first, offsets = arrays["first"], arrays["offsets"]
-        held = {len(array) for name, array in arrays.items() if name not in ("first", "offsets", "begins")}
+        held = {len(array) for name, array in arrays.items() if name not in ("first", "offsets", "begins", "prior")}
         fits = len(first) > 1 and len(offsets) > 1 and first[0] == offsets[0] == 0
         fits = fits and len(arrays.get("begins", offsets[1:])) == len(offsets) - 1
+        fits = fits and len(arrays.get("prior", ())) < len(offsets)
         if not fits or held != {int(first[-1])} or offsets[-1] != first[-1] or (offsets[1:] < offsets[:-1]).any():
             raise IndexRefused(f"the arrays in {folder} do not fit together; build the index again")
         return cls(**arrays)

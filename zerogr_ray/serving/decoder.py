@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from zerogr_ray.decoding.job import Job, Request
+from zerogr_ray.decoding.job import Job, Prompt, Request
 from zerogr_ray.decoding.retriever import steps
 from zerogr_ray.errors import InputError, ZeroGRError
 from zerogr_ray.rows import Hit
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Prompt = tuple[list[int], int]
 
 CALLS = 64
 """Changes that may wait for the thread."""

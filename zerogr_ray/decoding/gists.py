@@ -1,0 +1,171 @@
+"""Gists: what the LM would say that a text is about, were it asked for one word.
+
+    gist(text) = g / |g|,    g = ln(1 + max(0, z − z̄ − FLOOR))        z: log-probabilities of the word's first token
+
+Of a query the prompt asks for a word that documents which answer it contain; of a document, for a word that says what
+it is about (a sparse representation as in PromptReps; Zhuang et al., 2024). z̄ is what the LM says whatever the text:
+its mean over passages of the corpus for queries, over documents for documents. A plan compares the two beside the
+words that query and document hold themselves (see plan.py): a query finds documents that are about what it is about
+and share no word with it.
+
+A document's gist is computed once, when the index is built and by the tuned LM, on Ray Data shard by shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zerogr_ray.chat import PromptFormat
+from zerogr_ray.config import CacheConfig
+from zerogr_ray.corpus.bags import BAG, BUCKETS, STEPS, Bags
+from zerogr_ray.decoding.plan import expected_tokens
+from zerogr_ray.decoding.priors import Calibrator
+from zerogr_ray.docids.generate import show
+from zerogr_ray.stage import Clock, Output, map_shards
+from zerogr_ray.store import key_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ASKED_OF_QUERY = "Query: {}\n\nWrite one word that a document which answers this query contains."
+ASKED_OF_DOCUMENT = (
+    'Document: "{}"\n\nWrite one word that says what this document is about. Make sure the word is in lower case.'
+)
+
+AT_ONCE = 16
+"""Documents that are forwarded side by side."""
+
+PRIOR = "prior.parquet"
+"""Beside the shards: z̄ of queries."""
+
+Floats = NDArray[np.float32]
+
+
+def query_prompts(fmt: PromptFormat, instruction: str, queries: Sequence[str], query_tokens: int) -> list[list[int]]:
+    """Tokens of the prompts behind which a query's gist is read; queries are cut to `query_tokens` tokens."""
+    cut = [fmt.shorten(query, query_tokens) for query in queries]
+    return fmt.tokens([fmt.ask_for_word(ASKED_OF_QUERY.format(query), instruction) for query in cut])
+
+
+def document_prompts(fmt: PromptFormat, shown: Sequence[str]) -> list[list[int]]:
+    """Tokens of the prompts behind which the gists of documents are read; `shown` as by docids.generate.show."""
+    return fmt.tokens([fmt.ask_for_word(ASKED_OF_DOCUMENT.format(text)) for text in shown])
+
+
+@dataclass(frozen=True)
+class WriteGists:
+    """Add to every document of a shard its gist: the `most` heaviest tokens."""
+
+    instruction: str
+    texts: tuple[str, ...]
+    """Passages in the place of a query: z̄ of queries is the mean over them."""
+    sample: tuple[str, ...]
+    """Documents as they are shown: z̄ of documents is the mean over them."""
+    most: int
+    doc_tokens: int
+    query_tokens: int
+    name: str = "gists"
+
+    def key(self, corpus: str, model: str) -> str:
+        """Changes with the documents, the model that is asked, and what it is asked."""
+        about = (self.instruction, self.texts, self.sample, self.most, self.doc_tokens, self.query_tokens)
+        return key_of("gists", 1, corpus, model, *about, ASKED_OF_QUERY, ASKED_OF_DOCUMENT)
+
+    def __call__(self, documents: pa.Table, engine: GistModel) -> pa.Table:
+        """Rows of BAG, one per document, in order; a document's words are tokens of the vocabulary, from BUCKETS on."""
+        import pyarrow as pa
+
+        rows = documents.to_pylist()
+        shown = [show(row["title"], row["text"], engine.format, self.doc_tokens) for row in rows]
+        usual = engine.usual(self)
+        z_DV = engine.logprobs(document_prompts(engine.format, shown))
+        bags = [_heaviest(expected_tokens(z_V, usual), self.most) for z_V in z_DV]
+        return pa.table([[tokens for tokens, _ in bags], [weights for _, weights in bags]], schema=BAG)
+
+
+class GistModel:
+    """The retriever's LM, asked for one word."""
+
+    def __init__(self, model: Any, prompt_format: PromptFormat) -> None:
+        self.model, self.format = model, prompt_format
+        self._usual: dict[WriteGists, Floats] = {}
+
+    def logprobs(self, prompts: Sequence[list[int]]) -> Floats:
+        """Log-probabilities of what follows each prompt, (prompts, vocabulary)."""
+        from zerogr_ray.decoding.forward import TreeForward
+
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))  # of like length: little padding
+        found: list[Any] = [None] * len(prompts)
+        for start in range(0, len(order), AT_ONCE):
+            some = order[start : start + AT_ONCE]
+            logits = TreeForward(self.model, CacheConfig()).prompt([prompts[place] for place in some])
+            for place, row in zip(some, logits.log_softmax(-1).cpu().numpy(), strict=True):
+                found[place] = row[: len(self.format.tokenizer)]  # an LM head may be padded
+        return np.stack(found)
+
+    def usual(self, task: WriteGists) -> Floats:
+        """z̄ of documents, measured once."""
+        if task not in self._usual:
+            self._usual[task] = self.logprobs(document_prompts(self.format, task.sample)).mean(0)
+        return self._usual[task]
+
+    def prior(self, task: WriteGists) -> Floats:
+        """z̄ of queries."""
+        asked = query_prompts(self.format, task.instruction, task.texts, task.query_tokens)
+        return np.asarray(self.logprobs(asked).mean(0))
+
+
+class GistWriter(Calibrator):
+    """Ray Data actor: the gists of one shard after another."""
+
+    def __init__(self, source: Output, tasks: list[tuple[Any, Output]], model: str | Path, device: str) -> None:
+        super().__init__(source, tasks, model, device)
+        self.gists = GistModel(self.model.model, self.model.format)
+
+    def work(self, shard: str, task: Any, output: Output) -> tuple[int, int]:
+        """Write those of one shard."""
+        import pyarrow as pa
+
+        gists = task(self.source.folder.read_table(shard, ["title", "text"]), self.gists)
+        if not output.folder.exists(PRIOR):
+            output.folder.write_table(PRIOR, pa.table({"prior": self.gists.prior(task)}))
+        output.folder.write_table(shard, gists)
+        return gists.num_rows, gists.num_rows * task.doc_tokens
+
+
+def add_gists(
+    bags: Bags,
+    source: Output,
+    gists: Output,
+    task: WriteGists,
+    model: str | Path,
+    resources: dict[str, Any],
+    actors: int,
+    quiet: bool,
+    clock: Clock,
+) -> Bags:
+    """`bags`, of the documents of `source`, with their gists; Ray must be initialised.
+
+    `model` is a folder that all actors see, or its URL. What an interrupted run has written to `gists` stays written.
+    """
+    sizes = dict((source.done() or {})["sizes"])
+    given = {"model": model, "device": "cuda" if resources.get("num_gpus") else "cpu"}
+    clock.add(map_shards(source, [(task, gists)], GistWriter, given, resources, actors, sizes.__getitem__, quiet))
+    prior = gists.folder.read_table(PRIOR)["prior"].to_numpy()
+    return bags.with_gists((gists.folder.read_table(shard) for shard in source.shards()), prior)
+
+
+def _heaviest(gist_V: Floats, most: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(tokens from BUCKETS on, ascending; weights in steps) of a gist's `most` heaviest tokens, at unit length."""
+    tokens = np.argsort(-gist_V, kind="stable")[:most]
+    weights = gist_V[tokens] / max(float(np.linalg.norm(gist_V[tokens])), 1e-9)
+    steps = np.rint(STEPS * weights).astype(np.int64)
+    kept = np.flatnonzero(steps)
+    order = kept[np.argsort(tokens[kept])]
+    return BUCKETS + tokens[order], steps[order]
