@@ -1,0 +1,161 @@
+"""Gists against plain forwards, and what a plan makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from tests.decoding.test_retriever import INSTRUCTION, make_index
+from tests.tiny import save_tiny
+from zerogr_ray.config import DecodeConfig
+from zerogr_ray.corpus.bags import BAG, BUCKETS, STEPS, Bags, first_tokens, make_bags, query_bag
+from zerogr_ray.decoding import plan
+from zerogr_ray.decoding.gists import AT_ONCE, GistModel, WriteGists, document_prompts, query_prompts
+from zerogr_ray.decoding.job import Request
+from zerogr_ray.decoding.plan import bag_scores, term_gain
+from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.docids.generate import show
+from zerogr_ray.index.bundle import open_index
+from zerogr_ray.models import load_format, load_model
+
+pytestmark = pytest.mark.model
+
+TEXTS = [f"{a} {b} {c}" for a in ("red", "json", "web") for b in ("fox", "file", "browser") for c in ("hat", "flags")]
+TASK = WriteGists(INSTRUCTION, ("parse and read", "open the red"), tuple(TEXTS[:5]), 8, 128, 512)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_floor():
+    """A model of random weights is hardly moved by what a text says: everything above the mean shall count."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "FLOOR", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = save_tiny(tmp_path_factory.mktemp("gists") / "model")
+    return GistModel(load_model(folder, "float32", "cpu"), load_format(folder))
+
+
+@pytest.fixture(scope="module")
+def bags(engine):
+    documents = pa.table({"title": [""] * len(TEXTS), "text": TEXTS})
+    plain = Bags.of([make_bags(TEXTS)], first_tokens(engine.format, TEXTS))
+    return plain.with_gists([TASK(documents.slice(0, 7), engine), TASK(documents.slice(7), engine)], engine.prior(TASK))
+
+
+def after(engine, prompt):
+    """Log-probabilities behind one prompt, from a forward of its own."""
+    with torch.inference_mode():
+        return engine.model(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1).numpy()
+
+
+def gist(z, usual):
+    g = np.log1p(np.maximum(z - usual, 0))
+    return g / np.linalg.norm(g)
+
+
+def test_a_gist_is_what_a_plain_forward_expects_more_than_of_any_document(engine):
+    assert len(TEXTS) > AT_ONCE
+    table = TASK(pa.table({"title": ["", *["Title"] * (len(TEXTS) - 1)], "text": TEXTS}), engine)
+    assert table.schema == BAG
+    usual = np.mean([after(engine, prompt) for prompt in document_prompts(engine.format, TASK.sample)], axis=0)
+    for row, text in enumerate(TEXTS):
+        shown = show("Title" if row else "", text, engine.format, 128)
+        [prompt] = document_prompts(engine.format, [shown])
+        assert engine.format.tokenizer.decode(prompt).endswith('assistant\nThe word is: "')
+        whole = gist(after(engine, prompt), usual)
+        best = np.sort(np.argsort(-whole, kind="stable")[: TASK.most])
+        best = best[whole[best] > 0]
+        wanted = whole[best] / np.linalg.norm(whole[best])
+        found = dict(zip(table["words"][row].as_py(), table["weights"][row].as_py(), strict=True))
+        for token, weight in zip(best, wanted, strict=True):
+            assert abs(found.get(BUCKETS + token, 0) / STEPS - weight) < 1 / STEPS
+        assert set(found) <= {BUCKETS + token for token in best}
+
+
+def test_a_query_is_asked_with_its_instruction(engine):
+    [prompt] = query_prompts(engine.format, "Find the fox.", ["red hat"], 64)
+    text = engine.format.tokenizer.decode(prompt)
+    assert text.index("Find the fox.") < text.index("red hat") < text.index("The word is")
+    wanted = np.mean([after(engine, p) for p in query_prompts(engine.format, INSTRUCTION, TASK.texts, 512)], axis=0)
+    np.testing.assert_allclose(engine.prior(TASK), wanted, atol=1e-4)
+
+
+def test_bags_keep_their_words_and_get_the_gists_beside_them(bags, engine):
+    plain = Bags.of([make_bags(TEXTS)], first_tokens(engine.format, TEXTS))
+    for row in range(len(TEXTS)):
+        [own, both] = [(b.words[b.first[row] : b.first[row + 1]], b.weights[b.first[row] :]) for b in (plain, bags)]
+        assert (np.diff(both[0].astype(np.int64)) > 0).all()
+        assert both[0][: len(own[0])].tolist() == own[0].tolist()
+        assert both[1][: len(own[0])].tolist() == own[1][: len(own[0])].tolist()
+        assert (both[0][len(own[0]) :] >= BUCKETS).all()
+    assert len(bags.begins) == BUCKETS + len(bags.prior)
+    assert bags.begins[BUCKETS:].tolist() == list(range(len(bags.prior)))
+    some = bags.take(np.array([3, 1]))
+    assert some.join(some).prior is bags.prior
+
+
+def test_a_plan_takes_the_gists_of_query_and_documents(bags, engine, tmp_path):
+    index = make_index(tmp_path, TEXTS, vocab=len(engine.format.tokenizer), bags=bags)
+    retriever = Retriever.load(index, "cpu", "float32")
+    cfg = DecodeConfig(mode="top_k", plan_ahead=5, lookahead=1e6, gist=0.7)
+    query = "open the red browser"
+    [prompt] = query_prompts(engine.format, INSTRUCTION, [query], cfg.query_tokens)
+    z = after(engine, prompt)
+    postings = retriever.bundle.postings
+    np.testing.assert_array_equal(postings.prior, bags.prior)
+    gain = term_gain(z, bags.prior, postings.begins, query_bag(query), cfg.own_terms, cfg.gist)
+    assert np.allclose(gain[BUCKETS:], 0.7 * gist(z, bags.prior), atol=1e-3)
+    scores = bag_scores(postings, gain, np.arange(len(TEXTS)))
+    best = np.argsort(-scores, kind="stable")[:5]
+    hits = retriever.search(query, 5, config=cfg)
+    docnos = retriever.bundle.documents["docno"].to_pylist()
+    assert [hit.docno for hit in hits] == [docnos[row] for row in best]
+    other = retriever.search_many([query, "json", query], 5, config=cfg)
+    assert [hit.docno for hit in other[2]] == [hit.docno for hit in hits], "also in a batch"
+
+
+def test_jobs_with_and_without_a_plan_share_a_batch(bags, engine, tmp_path):
+    index = make_index(tmp_path, TEXTS, vocab=len(engine.format.tokenizer), bags=bags)
+    retriever = Retriever.load(index, "cpu", "float32")
+    ways = [DecodeConfig(), DecodeConfig(plan_ahead=4), DecodeConfig(mode="beam", draws=5)]
+    together = retriever.answer([Request("red fox", 4, config=cfg) for cfg in ways])
+    alone = [retriever.search("red fox", 4, config=cfg) for cfg in ways]
+    assert [[hit.docno for hit in hits] for hits in together] == [[hit.docno for hit in hits] for hits in alone]
+
+
+def test_an_index_without_gists_plans_by_what_begins_the_docid(bags, engine, tmp_path):
+    plain = Bags.of([make_bags(TEXTS)], bags.begins[:BUCKETS])
+    retriever = Retriever.load(make_index(tmp_path, TEXTS, vocab=len(engine.format.tokenizer), bags=plain), "cpu")
+    cfg = DecodeConfig(plan_ahead=4, lookahead=10)
+    assert retriever.prompt(retriever.job(Request("red fox", config=cfg))).word is None
+    assert len(retriever.search("red fox", 4, config=cfg)) == 4
+
+
+def test_a_compacted_index_keeps_its_gists(bags, engine, tmp_path):
+    retriever = Retriever.load(
+        make_index(tmp_path, TEXTS, vocab=len(engine.format.tokenizer), bags=bags), "cpu", "float32"
+    )
+    retriever.remove(["d0"])
+    retriever.add(["new"], ["red browser"])
+    retriever.compact(tmp_path / "compacted")
+    kept = open_index(tmp_path / "compacted").postings
+    np.testing.assert_array_equal(kept.prior, bags.prior)
+    before, after_ = retriever.bundle, open_index(tmp_path / "compacted")
+    row, new = (b.documents["docno"].to_pylist().index("d5") for b in (before, after_))
+    held = [b.postings.tokens[b.postings.first[r] : b.postings.first[r + 1]] for b, r in ((before, row), (after_, new))]
+    assert held[0].tolist() == held[1].tolist()
+
+
+def test_the_task_s_key_changes_with_what_is_asked():
+    keys = {
+        replace(TASK, **changed).key("corpus", "model")
+        for changed in ({}, {"most": 9}, {"texts": ("a",)}, {"sample": ("b",)}, {"instruction": "c"}, {"doc_tokens": 9})
+    }
+    assert len({*keys, TASK.key("other", "model"), TASK.key("corpus", "other")}) == 8
