@@ -19,7 +19,7 @@ check: .venv/ready
 
 test: check
 	@infra/browser.sh
-	$(BIN)/pytest -m "(model or ray or vllm or slow) and not gpu and not fault" --durations=10
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "(model or ray or vllm or slow) and not gpu and not fault" --durations=20
 
 test-faults: .venv/ready
 	$(BIN)/pytest -m fault --durations=0 -rs

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
@@ -18,10 +20,45 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("RAY_ADDRESS", None)
+# Two Rays that start at once in a new home would both make the user's token, and one would have the wrong one.
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+LONGEST = [
+    "tests/test_path.py",
+    "tests/training/test_finetune.py",
+    "tests/generation/test_engines.py",
+    "tests/jobs/test_cluster.py",
+    "tests/training/test_fit.py",
+    "tests/storage/test_build.py",
+    "tests/test_build.py",
+    "tests/recovery/test_matrix.py",
+    "tests/serving/test_serve.py",
+]
+"""Files that take a minute or more, begun first: of two that run side by side none should be the last alone."""
 
 # The same examples in every run: a test that depends on luck is a bug.
 settings.register_profile("zerogr", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("zerogr")
+
+
+@pytest.fixture(scope="module")
+def float32():
+    """dtype "auto" is float32, here and in processes that start meanwhile, whatever the machine.
+
+    In bfloat16, which newer CPUs multiply, a logit depends on what is computed together with it.
+    """
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        yield
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Longest files first; within a file all stays as it is."""
+    place = {file: number for number, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.location[0], len(LONGEST)))
 
 
 def pytest_collection_finish() -> None:

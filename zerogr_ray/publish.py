@@ -201,8 +201,9 @@ def _chosen(
     import ray
 
     device = "cuda" if resources["num_gpus"] else "cpu"
-    # Measured anew on another process or node where this one dies: what it says depends on nothing else.
-    lasting = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+    # Measured anew on another process or node where this one dies: what it says depends on nothing else. Ray counts
+    # every refused connection to a lost node as a try, and it takes a while to hear of the loss: so the restarts count.
+    lasting = {"max_restarts": RESTARTS, "max_task_retries": -1}
     judge: Any = ray.remote(**resources, **lasting)(_Judge).remote(place, bundle.manifest, queries, device)
     among = list(ways(bundle))
     with progress("decoding", len(among), unit="ways", quiet=quiet) as bar:

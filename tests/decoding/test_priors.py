@@ -21,7 +21,7 @@ DOCIDS = ["red fox", "red hat", "web browser", "json files", "json", "command li
 TASK = MeasurePriors("Find it.", ("parse and read", "open the red"))
 
 
-def test_an_index_gets_the_priors_of_a_plain_forward(tmp_path, monkeypatch):
+def test_an_index_gets_the_priors_of_a_plain_forward(tmp_path, monkeypatch, float32):
     monkeypatch.setattr(module, "SHARD_ROWS", 3)
     model = save_tiny(tmp_path / "model")
     fmt = load_format(model)

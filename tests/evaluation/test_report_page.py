@@ -52,7 +52,7 @@ def index(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def written(index, collection, tmp_path_factory):
+def written(index, collection, tmp_path_factory, float32):
     """A page in three modes, its pictures and runs."""
     folder = tmp_path_factory.mktemp("out")
     arguments = [part for mode in MODES for part in ("--mode", mode)]
@@ -71,7 +71,7 @@ def judged(collection):
 
 
 @pytest.fixture(scope="module")
-def hits(index, judged):
+def hits(index, judged, float32):
     """mode -> qid -> hits, each query searched alone."""
     retriever = Retriever.load(index)
     configs = {

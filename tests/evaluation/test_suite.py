@@ -170,7 +170,7 @@ def test_a_suite_that_is_stopped_goes_on_where_it_was(here, loads, monkeypatch):
     assert loads == ["three"]
 
 
-def test_the_instruction_of_the_suite_and_its_decoding_are_used(here):
+def test_the_instruction_of_the_suite_and_its_decoding_are_used(here, float32):
     text = (here / "suite.toml").read_text()
     (here / "suite.toml").write_text(
         'bm25 = false\n[decode]\nmode = "exhaustive"\n' + text + 'instruction = "Find the web page."\n'

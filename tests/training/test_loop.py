@@ -161,7 +161,7 @@ def worker(rank, source, shards, folder, address, cfg, more):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("everything", [False, True])
-def test_two_workers_end_with_the_weights_of_one(source, shards, tmp_path, everything):
+def test_two_workers_end_with_the_weights_of_one(source, shards, tmp_path, everything, float32):
     cfg, more = UNEVEN, {}
     if everything:
         wrong = [[[f"d{n}", f"d{n + 1}"] for n in range(size)] for size in (10, 14)]

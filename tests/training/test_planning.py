@@ -50,6 +50,17 @@ def test_the_loss_is_that_of_the_formula():
     assert float(loss) == pytest.approx(by_hand(logits, [0, 2, 3]), rel=1e-4)
 
 
+def test_a_model_that_computes_in_bfloat16_learns_from_it_too():
+    logits = torch.randn((3, VOCAB), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    planner, rows = Planner(BAGS, VOCAB, 0), np.array([0, 2, 3])
+    planner.begin(1, rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = planner.loss(logits.bfloat16(), rows)
+    loss.backward()
+    assert float(loss) == pytest.approx(by_hand(logits.detach().bfloat16().float().numpy(), rows), rel=1e-4)
+    assert float(logits.grad.abs().sum()) > 0
+
+
 def test_the_logits_are_those_behind_the_prompts():
     """Each prompt alone, without a pack, gives the same loss."""
     model, planner = tiny_model(VOCAB).eval(), Planner(BAGS, VOCAB, 0)

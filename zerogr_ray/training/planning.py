@@ -47,10 +47,12 @@ class Planner:
         """Sum of L over the examples of a pack, given the logits behind their prompts."""
         import torch
 
-        z = logits_EV[:, : self.vocab].log_softmax(-1)
-        gain = torch.log1p(torch.relu(z - z.mean(0).detach() - FLOOR))
-        gain = gain / gain.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        scores = SCALE * torch.sparse.mm(self._matrix, gain.T).T
+        # In float32 whatever the model computes in: a sparse product of two precisions has no gradient.
+        with torch.autocast(logits_EV.device.type, enabled=False):
+            z = logits_EV[:, : self.vocab].float().log_softmax(-1)
+            gain = torch.log1p(torch.relu(z - z.mean(0).detach() - FLOOR))
+            gain = gain / gain.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+            scores = SCALE * torch.sparse.mm(self._matrix, gain.T).T
         right = torch.from_numpy(np.searchsorted(self.rows, documents_E)).to(z.device)
         return torch.nn.functional.cross_entropy(scores, right, reduction="sum")
 
