@@ -1,10 +1,16 @@
-"""Claim: before any training, what the LM expects behind the prompt and the query's own words together beat BM25.
+"""Claim: before any training, what the LM names of query and documents and the words of both together beat BM25.
 
-    python -m benchmarks.untrained --out benchmarks/results/untrained.json     2 CPU cores: some ten minutes
+    python -m benchmarks.untrained --out benchmarks/results/untrained.json     2 CPU cores: some twenty minutes
 
-For each collection nDCG@10 of bm25s, and of planning ahead alone (decoding/plan.py): one forward of the prompt, one
-sparse product, no docid and no training. `own words` and `expected words` are the plan's two halves. Of a collection
-with more queries than --queries, a sample that depends on nothing but their ids.
+For each collection nDCG@10 of bm25s, and of planning ahead alone (decoding/plan.py): a forward of each document when the
+index is built, one of the query, one sparse product; no docid and no training.
+
+    plan         words and gists, as an index is searched by default
+    no gists     words alone, expected by what the LM would begin a docid with: an index with calibration.gist_tokens=0
+    own words    what query and document hold themselves
+    gists        what the LM names of both, no word of theirs
+
+Of a collection with more queries than --queries, a sample that depends on nothing but their ids.
 """
 
 from __future__ import annotations
@@ -12,26 +18,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
-from benchmarks.plan import logprobs
 from benchmarks.quality import ndcg
-from zerogr_ray.config import DEFAULT_MODEL, CalibrationConfig, DecodeConfig
-from zerogr_ray.corpus.bags import Bags, first_tokens, make_bags, query_bag
+from zerogr_ray.config import DEFAULT_MODEL, DecodeConfig, IndexConfig
+from zerogr_ray.corpus.bags import BUCKETS, Bags, first_tokens, make_bags, query_bag
 from zerogr_ray.corpus.collections import read_collection
-from zerogr_ray.corpus.text import passages
+from zerogr_ray.decoding.gists import GistModel, query_prompts
 from zerogr_ray.decoding.plan import bag_scores, term_gain
 from zerogr_ray.evaluation.baselines import bm25
 from zerogr_ray.evaluation.evaluate import documents_of
 from zerogr_ray.index.postings import Postings
 from zerogr_ray.models import find_model, load_format, load_model
+from zerogr_ray.publish import calibration_texts, gist_task
 from zerogr_ray.rows import Run
-from zerogr_ray.store import hash64
+from zerogr_ray.stage import Output
+from zerogr_ray.store import Folder, hash64
 
 COLLECTIONS = ("adi", "api-torchhub", "metatool", "limit-small", "medline", "conala", "scifact", "toollens")
 
@@ -45,14 +54,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     given = parser.parse_args()
     folder = find_model(DEFAULT_MODEL)
-    fmt, model = load_format(folder), load_model(folder, "float32", "cpu")
+    fmt, model = load_format(folder), load_model(folder, "auto", "cpu")
     table = {}
     for name in given.only or COLLECTIONS:
         table[name] = one(given.data / name, given.queries, fmt, model)
         print(name, json.dumps(table[name]), file=sys.stderr)
     systems = [system for system in next(iter(table.values())) if system != "queries"]
     means = {system: round(sum(row[system] for row in table.values()) / len(table), 4) for system in systems}
-    result = {"collections": table, "mean": means, "own_terms": DecodeConfig().own_terms}
+    result = {"collections": table, "mean": means, "own_terms": DecodeConfig().own_terms, "gist": DecodeConfig().gist}
     result["date"] = date.today().isoformat()
     text = json.dumps(result, indent=1)
     print(text)
@@ -69,21 +78,33 @@ def one(source: Path, most: int, fmt: Any, model: Any) -> dict[str, float]:
     queries = sorted(judged, key=lambda query: hash64("untrained", query.qid))[:most]
     qrels = {query.qid: collection.qrels[query.qid] for query in queries}
     texts = [f"{document.title}\n{document.text}" for document in documents]
-    postings = Postings.of_bags(Bags.of([make_bags(texts)], first_tokens(fmt, texts)))
-    chosen = sorted(documents, key=lambda document: hash64("calibration", document.docno))
-    like = CalibrationConfig()
-    cut = [(passages(document.text, like.text_words, 1) or [document.title])[0] for document in chosen[: like.texts]]
-    prior = expected(fmt, model, instruction, cut).mean(0)
-    z = expected(fmt, model, instruction, [query.text for query in queries])
-    assert postings.begins is not None
-    weight = DecodeConfig().own_terms
-    ways = {"plan": (z, weight), "own words": (np.tile(prior, (len(z), 1)), 1.0), "expected words": (z, 0.0)}
-    row: dict[str, float] = {"queries": len(queries)}
-    row["bm25"] = ndcg(qrels, bm25(documents, queries, 100))
-    for way, (z_QV, own) in ways.items():
+    columns = {name: [getattr(document, name) for document in documents] for name in ("docno", "title", "text")}
+    with TemporaryDirectory() as folder:
+        corpus = Output("corpus", Folder(folder))
+        corpus.folder.write_table("part-000000.parquet", pa.table(columns))
+        cfg = IndexConfig(instruction=instruction)
+        passages = calibration_texts(corpus, cfg.calibration, cfg.seed)
+        task = gist_task(corpus, fmt, cfg)
+    engine, asked = GistModel(model, fmt), [query.text for query in queries]
+    words = Bags.of([make_bags(texts)], first_tokens(fmt, texts))
+    gists = words.with_gists([task(pa.table(columns), engine)], engine.prior(task))
+    z_word = engine.logprobs(query_prompts(fmt, instruction, asked, 512))
+    z_docid = engine.logprobs(fmt.prompts(instruction, asked, 512))
+    prior = engine.logprobs(fmt.prompts(instruction, list(passages), 512)).mean(0)
+    like = DecodeConfig()
+    silent = np.tile(prior, (len(queries), 1))
+    row: dict[str, float] = {"queries": len(queries), "bm25": ndcg(qrels, bm25(documents, queries, 100))}
+    for way, bags, z_QV, usual, own, gist in (
+        ("plan", gists, z_word, gists.prior, like.own_terms, like.gist),
+        ("no gists", words, z_docid, prior, like.own_terms, 0.0),
+        ("own words", words, silent, prior, 1.0, 0.0),
+        ("gists", _only_gists(gists), z_word, gists.prior, 0.0, 1.0),
+    ):
+        postings = Postings.of_bags(bags)
+        assert postings.begins is not None
         run: Run = {}
         for query, z_V in zip(queries, z_QV, strict=True):
-            gain = term_gain(z_V, prior, postings.begins, query_bag(query.text), own)
+            gain = term_gain(z_V, usual, postings.begins, query_bag(query.text), own, gist)
             scores = bag_scores(postings, gain, np.arange(len(documents)))
             best = np.argsort(-scores, kind="stable")[:100]
             run[query.qid] = {documents[i].docno: float(scores[i]) for i in best}
@@ -91,10 +112,9 @@ def one(source: Path, most: int, fmt: Any, model: Any) -> dict[str, float]:
     return row
 
 
-def expected(fmt: Any, model: Any, instruction: str, texts: list[str]) -> NDArray[np.float32]:
-    """Log-probabilities of the token that follows each prompt, (texts, vocabulary)."""
-    found: NDArray[np.float32] = logprobs(model, [list(tokens) for tokens in fmt.prompts(instruction, texts, 512)])
-    return found
+def _only_gists(bags: Bags) -> Bags:
+    """The same bags, their words without weight."""
+    return replace(bags, weights=np.where(bags.words < BUCKETS, 0, bags.weights).astype(np.uint8))
 
 
 if __name__ == "__main__":

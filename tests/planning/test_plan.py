@@ -46,8 +46,18 @@ def folder(tmp_path_factory):
     rows = ({"_id": d.docno, "title": d.title, "text": d.text} for d in DOCUMENTS)
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_tiny(folder / "tiny")
-    fixed = {"start": 5.0, "engine": 20.0, "training": 10.0, "filter": 4.0, "priors": 6.0, "decoding": 6.0}
-    names = "start engine corpus terms distinct pairs index bags filter ranking finder docids queries training priors"
+    fixed = {
+        "start": 5.0,
+        "engine": 20.0,
+        "training": 10.0,
+        "filter": 4.0,
+        "gists": 6.0,
+        "priors": 6.0,
+        "decoding": 6.0,
+    }
+    names = (
+        "start engine corpus terms distinct pairs index bags filter ranking finder docids queries training gists priors"
+    )
     stages = {
         name: Speed(unit="tokens", per_second=100, fixed=fixed.get(name, 0.5))
         for name in f"{names} decoding serving".split()
@@ -85,7 +95,7 @@ def by_stage(made, column):
 def test_the_corpus_is_counted_and_every_stage_has_its_row(folder):
     made = planned(folder)
     assert (made["documents"], made["sample"]) == (24, 24)
-    everything = "start corpus terms docids queries distinct filter pairs bags training priors index"
+    everything = "start corpus terms docids queries distinct filter pairs bags training gists priors index"
     assert set(by_stage(made, "seconds")) >= set(everything.split())
     assert made["total"]["seconds"] == pytest.approx(sum(by_stage(made, "seconds").values()))
 

@@ -94,6 +94,8 @@ class GistModel:
 
     def __init__(self, model: Any, prompt_format: PromptFormat) -> None:
         self.model, self.format = model, prompt_format
+        self.tokens = 0
+        """Of all prompts so far."""
         self._usual: dict[WriteGists, Floats] = {}
 
     def logprobs(self, prompts: Sequence[list[int]]) -> Floats:
@@ -102,6 +104,7 @@ class GistModel:
 
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))  # of like length: little padding
         found: list[Any] = [None] * len(prompts)
+        self.tokens += sum(map(len, prompts))
         for start in range(0, len(order), AT_ONCE):
             some = order[start : start + AT_ONCE]
             logits = TreeForward(self.model, CacheConfig()).prompt([prompts[place] for place in some])
@@ -132,11 +135,12 @@ class GistWriter(Calibrator):
         """Write those of one shard."""
         import pyarrow as pa
 
+        before = self.gists.tokens
         gists = task(self.source.folder.read_table(shard, ["title", "text"]), self.gists)
         if not output.folder.exists(PRIOR):
             output.folder.write_table(PRIOR, pa.table({"prior": self.gists.prior(task)}))
         output.folder.write_table(shard, gists)
-        return gists.num_rows, gists.num_rows * task.doc_tokens
+        return gists.num_rows, self.gists.tokens - before
 
 
 def add_gists(

@@ -145,6 +145,7 @@ def _calibration(
         per_second=sum(row["tokens"] for row in log[1:]) / len(log[1:]) / warm,
         fixed=max(0.0, few.seconds["training"] - sum(row["seconds"] for row in log) + late),
     )
+    stages["gists"] = _gists(few) if "gists" in few.spent else stages["training"]
     stages |= _filtering(found, few.seconds.get("filter", 0.0), cfg)
     stages |= _searching(index, cfg, found, few)
     written = few.queries.get("written", 0)
@@ -162,6 +163,13 @@ def _calibration(
         memory={"engine": max(few.spent[name].memory for name in texts), "priors": few.spent["priors"].memory},
         stages=stages,
     )
+
+
+def _gists(few: BuildReport) -> Speed:
+    """Of the LM's forwards; what it is asked before the first document is counted with the plan's tokens."""
+    spent = few.spent["gists"]
+    rate = spent.tokens / max(1e-9, sum(spent.seconds))
+    return Speed(unit="tokens", per_second=rate, fixed=max(0.0, few.seconds["gists"] - sum(spent.seconds)))
 
 
 def _warm(seconds: Sequence[float]) -> tuple[float, float]:

@@ -8,8 +8,10 @@ from typing import Literal
 from zerogr_ray.config import CacheConfig, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.terms import SAMPLE as COUNTED
 from zerogr_ray.decoding.calibrate import AT_ONCE
+from zerogr_ray.decoding.gists import AT_ONCE as GISTS_AT_ONCE
 from zerogr_ray.planning.speeds import LM_STAGES, Calibration, Gpus
 from zerogr_ray.planning.work import ModelShape, Work
+from zerogr_ray.publish import USUAL_DOCUMENTS, USUAL_QUERIES
 from zerogr_ray.training.validation import FEWEST
 
 COLLIDING = 0.1
@@ -257,6 +259,12 @@ class _Bill:
     def publishing(self) -> None:
         """The index, with what the LM measures for it."""
         N, work, cfg = self.N, self.work, self.cfg.calibration
+        if cfg.texts and cfg.gist_tokens and self.cfg.postings == "terms":
+            usual = (USUAL_QUERIES + USUAL_DOCUMENTS) * self.engines  # each worker asks for them first
+            memory = 2.0 * self.weights + GISTS_AT_ONCE * self.shape.vocabulary * 4
+            size = BAG_BYTES * cfg.gist_tokens * N
+            amount = (N + usual) * work.gist_tokens
+            self.add("gists", amount, self.units, memory - DRIVER, size, self.text + 2 * size)
         if cfg.texts:
             memory = 2.0 * self.weights + 2 * AT_ONCE * self.shape.vocabulary * 4
             tokens = N * work.docid_tokens

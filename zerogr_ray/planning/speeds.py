@@ -19,7 +19,7 @@ from zerogr_ray.config import Strict
 from zerogr_ray.errors import InputError
 from zerogr_ray.planning.work import ModelShape, Texts, Work
 
-LM_STAGES = ("docids", "queries", "training", "priors", "decoding", "serving")
+LM_STAGES = ("docids", "queries", "training", "gists", "priors", "decoding", "serving")
 """Those whose speed is the model's."""
 
 
@@ -35,7 +35,7 @@ class Speed(Strict):
 class Calibration(Strict):
     """What `zerogr plan --calibrate` measured."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     hardware: str
     """For people."""
     device: Literal["cpu", "cuda"]
@@ -127,8 +127,9 @@ def published(measured: Calibration, gpus: Gpus, shape: ModelShape, work: Work, 
         near = min(training["runs"], key=lambda run: abs(math.log(run["parameters"] / shape.parameters)))
         trained = near["tokens_per_second"] * near["parameters"] / shape.parameters
     search = prefill / (work.query_tokens + draws * work.docid_tokens)
-    rates = {"docids": of(work.docids), "queries": of(work.queries), "training": trained, "priors": prefill}
-    return _with_speeds(measured, rates | {"decoding": search, "serving": search})
+    rates = {"docids": of(work.docids), "queries": of(work.queries), "training": trained}
+    rates |= {"gists": prefill, "priors": prefill, "decoding": search, "serving": search}
+    return _with_speeds(measured, rates)
 
 
 def two_speeds(runs: list[dict[str, float]]) -> tuple[float, float]:

@@ -18,7 +18,8 @@ from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.bags import make_bags
 from zerogr_ray.corpus.terms import Frequencies
-from zerogr_ray.docids.generate import WriteDocIds
+from zerogr_ray.decoding.gists import document_prompts
+from zerogr_ray.docids.generate import WriteDocIds, show
 from zerogr_ray.generation.engine import Sampling
 from zerogr_ray.queries.generate import WriteQueries, stand_ins
 from zerogr_ray.rows import Document, document_schema
@@ -90,8 +91,10 @@ class Work:
     """Of a docid, with the end of the turn."""
     query_tokens: float
     """Of a retriever's prompt."""
+    gist_tokens: float
+    """Of the prompt that asks for its gist."""
     terms: float
-    """Weighted words in its bag."""
+    """Weighted words in its bag, those of its gist included."""
     source_bytes: float
     docid_bytes: float
     query_bytes: float
@@ -145,6 +148,8 @@ def count_work(
         step = [examples[i] for i in order[start : start + batch]]
         shares = (pack(step[rank::workers], cfg.training.pack_tokens) for rank in range(workers))
         forwarded += sum(len(one.tokens_T) for packs in shares for one in packs)
+    like = cfg.calibration
+    asked = document_prompts(fmt, [show(d.title, d.text, fmt, like.gist_doc_tokens) for d in documents])
     bags = make_bags([f"{d.title}\n{d.text}" for d in documents])
     entries = pa.table([columns[0], names, columns[1], pa.array(tokens, pa.list_(pa.uint32()))], list("abcd"))
     return Work(
@@ -154,7 +159,8 @@ def count_work(
         example_tokens=forwarded / max(1, len(examples)),
         docid_tokens=docid_tokens,
         query_tokens=sum(len(e.prompt) for e in examples) / max(1, len(examples)),
-        terms=sum(map(len, bags["words"].to_pylist())) / N,
+        gist_tokens=sum(map(len, asked)) / N,
+        terms=sum(map(len, bags["words"].to_pylist())) / N + (like.gist_tokens if like.texts else 0),
         source_bytes=_parquet_bytes(table) / N,
         docid_bytes=_parquet_bytes(docids) / N,
         query_bytes=_parquet_bytes(queries) / N,
