@@ -2,8 +2,8 @@
 
     python -m benchmarks.untrained --out benchmarks/results/untrained.json     2 CPU cores: some twenty minutes
 
-For each collection nDCG@10 of bm25s, and of planning ahead alone (decoding/plan.py): a forward of each document when the
-index is built, one of the query, one sparse product; no docid and no training.
+For each collection nDCG@10 of bm25s, and of planning ahead alone (decoding/plan.py): a forward of each document when
+the index is built, one of the query, one sparse product; no docid and no training.
 
     plan         words and gists, as an index is searched by default
     no gists     words alone, expected by what the LM would begin a docid with: an index with calibration.gist_tokens=0
