@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from zerogr_ray.config import Strict
 from zerogr_ray.errors import InputError
@@ -35,7 +35,7 @@ class Speed(Strict):
 class Calibration(Strict):
     """What `zerogr plan --calibrate` measured."""
 
-    format: Literal[2] = 2
+    format: Literal[1] = 1
     hardware: str
     """For people."""
     device: Literal["cpu", "cuda"]
@@ -55,6 +55,12 @@ class Calibration(Strict):
     memory: dict[str, int]
     """Bytes of the largest worker of a stage."""
     stages: dict[str, Speed]
+
+    @model_validator(mode="after")
+    def _older(self) -> Calibration:
+        """One from before there were gists: they are forwards of the same LM as priors."""
+        self.stages.setdefault("gists", self.stages["priors"])
+        return self
 
 
 def read_calibration(path: str | None) -> Calibration:
