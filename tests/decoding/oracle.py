@@ -16,8 +16,11 @@ LogitsAt = Callable[[tuple[int, ...], list[int]], np.ndarray]
 """(path, child tokens) -> logits of those children."""
 
 
-def draw_one_by_one(trie: Trie, logits_at: LogitsAt, temperatures, seed: int, rule: str = "reference") -> list[int]:
-    """Leaf nodes in the order in which they are drawn. `rule`: "reference", "exact", or the wrong "never remove"."""
+def draw_one_by_one(
+    trie: Trie, logits_at: LogitsAt, temperatures, seed: int, rule: str = "reference", promise=None
+) -> list[int]:
+    """Leaf nodes in the order in which they are drawn. `rule`: "reference", "exact", or the wrong "never remove".
+    `promise` of a leaf is added to the logits of all edges above it, where no living leaf has a better one."""
     alive = {node: list(range(*trie.children(node))) for node in range(trie.nodes)}
     drawn = []
     for draw, T in enumerate(temperatures):
@@ -30,6 +33,9 @@ def draw_one_by_one(trie: Trie, logits_at: LogitsAt, temperatures, seed: int, ru
                 first, last = trie.children(node)
                 tokens = [int(t) for t in trie.tokens[first:last]]
                 logits = logits_at(tuple(int(trie.tokens[n]) for n in path[1:]), tokens)
+                if promise:
+                    best = {c: best_left(alive, c, promise) for c in choices}
+                    logits = [logits[c - first] + best.get(c, 0.0) for c in range(first, last)]
                 noise = gumbel(seed, draw, np.arange(first, last))
                 score = {c: logits[c - first] / T + noise[c - first] if T else logits[c - first] for c in choices}
                 if T and rule == "exact":
@@ -45,6 +51,11 @@ def draw_one_by_one(trie: Trie, logits_at: LogitsAt, temperatures, seed: int, ru
             if alive[parent]:
                 break
     return drawn
+
+
+def best_left(alive: dict[int, list[int]], node: int, promise: Callable[[int], float]) -> float:
+    """The best promise of a leaf below `node` that is not removed, by enumeration."""
+    return max((best_left(alive, child, promise) for child in alive[node]), default=promise(node))
 
 
 def share_left(trie: Trie, logits_at: LogitsAt, alive: dict[int, list[int]], node: int, T: float) -> float:

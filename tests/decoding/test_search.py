@@ -285,6 +285,37 @@ def test_promises_add_up_along_a_path_to_that_of_its_leaf(docids):
         assert promising.tree.logprob(path) == pytest.approx(plain.tree.logprob(path)), "reported is the LM's own"
 
 
+@given(
+    docids=docid_lists,
+    draws=st.integers(1, 50),
+    seed=st.integers(0, 2**64 - 1),
+    promises=st.lists(st.integers(0, 12), min_size=1, max_size=9),
+)
+def test_what_is_promised_to_a_draw_is_the_best_of_what_is_left(docids, draws, seed, promises):
+    trie, _ = Trie.build(docids, END)
+    T_K = temperatures(DecodeConfig(draws=draws))
+
+    def promise(leaf):  # quarters add up exactly, in any order
+        return promises[leaf % len(promises)] / 4
+
+    def whole_logits(path, tokens):
+        return np.round(made_up_logits(path, tokens) * 4) / 4 + np.arange(len(tokens)) / 1024  # no ties
+
+    tree = SearchTree(View(trie), promises=promised(trie, promise))
+    tree.learn(0, answer(tree.view, 0, whole_logits))
+    search = Search(Harvest(tree, tree.view.entries), T_K, seed)
+    finish(search, whole_logits)
+    assert leaves(search) == draw_one_by_one(trie, whole_logits, T_K, seed, promise=promise)
+
+
+def test_draws_follow_a_plan_that_outweighs_the_lm_to_its_end():
+    docids = [[1, 2, 3], [1, 2, 4], [1, 3], [2, 2], [3, 1, 1], [3, 1, 2]]
+    trie, _ = Trie.build(docids, END)
+    wanted = {node: 1000.0 * (node * 7 % 11) for node in range(trie.nodes) if len(set(trie.children(node))) == 1}
+    search, _ = run(trie, temperatures(DecodeConfig(draws=20)), 0, promises=promised(trie, wanted.__getitem__))
+    assert leaves(search) == sorted(wanted, key=wanted.__getitem__, reverse=True)
+
+
 def test_a_promise_large_enough_decides_the_first_draw():
     docids = [[1, 2, 3], [1, 2, 4], [2, 2], [3, 1, 1], [3, 1, 2]]
     trie, order = Trie.build(docids, END)

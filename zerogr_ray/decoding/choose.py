@@ -24,9 +24,8 @@ PLANNED = 100
 SCORED = 20
 """The same where every one of them is scored in full."""
 
-LOOKAHEADS = (30.0, 100.0, 300.0, 1000.0)
-"""What a plan may count beside the LM's words, in nats for a plan score of 1. In draws it counts as if nothing had been
-removed, so that a heavy plan is better followed by top_k."""
+LOOKAHEADS = (100.0, 300.0, 1000.0, 3000.0)
+"""What a plan may count beside the LM's words, in nats for a plan score of 1."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def usual(bundle: Bundle) -> DecodeConfig:
         return DecodeConfig()
     if bundle.postings.weights is None:
         return DecodeConfig(prior_weight=weight, order="docid", plan_ahead=SCORED, mode="exhaustive")
-    return DecodeConfig(prior_weight=weight, plan_ahead=PLANNED, lookahead=LOOKAHEADS[-1], mode="top_k")
+    return DecodeConfig(prior_weight=weight, plan_ahead=PLANNED, lookahead=1000.0)
 
 
 def ways(bundle: Bundle) -> Iterator[DecodeConfig]:
@@ -57,11 +56,9 @@ def ways(bundle: Bundle) -> Iterator[DecodeConfig]:
             yield DecodeConfig(prior_weight=prior_weight, order="docid")
         return
     weighted = bundle.postings.weights is not None
-    for lookahead in LOOKAHEADS[1:3] if weighted else ():
-        yield DecodeConfig(prior_weight=weight, plan_ahead=PLANNED, lookahead=lookahead)
     for lookahead in LOOKAHEADS if weighted else ():
-        yield DecodeConfig(prior_weight=weight, plan_ahead=PLANNED, lookahead=lookahead, mode="top_k")
-    for lookahead in (0.0, *LOOKAHEADS[1:]) if weighted else (0.0,):
+        yield DecodeConfig(prior_weight=weight, plan_ahead=PLANNED, lookahead=lookahead)
+    for lookahead in (0.0, *LOOKAHEADS[:3]) if weighted else (0.0,):
         yield DecodeConfig(
             prior_weight=weight, plan_ahead=SCORED, lookahead=lookahead, mode="exhaustive", order="docid"
         )

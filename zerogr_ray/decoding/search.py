@@ -20,6 +20,9 @@ from zerogr_ray.decoding.tree import SearchTree
 Path = list[tuple[int, int]]
 """Root to leaf: (node, place of the next node among the node's children); the leaf's place is -1."""
 
+Bears = list[tuple[int, float]]
+"""(node, a weight below it as it is now): what the removal of a leaf has changed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -67,6 +70,9 @@ class Search:
     Modes `reference` and `sampling`: removal renormalises at each node over the children that survive (the published
     algorithm). Mode `exact`: each draw is from the tempered distribution over all docids, given that it is none of
     those drawn before: what was removed below a child is subtracted from the child's probability.
+
+    What a plan promises below a node is, for each draw, the best of what the draws before it have left there (in mode
+    `exact`, whose distribution is fixed from the beginning, the best of all).
     """
 
     def __init__(self, harvest: Harvest, temperatures: NDArray[np.float64], seed: int, exact: bool = False) -> None:
@@ -79,9 +85,8 @@ class Search:
         self._left: dict[int, int] = {}  # children left, for nodes that have lost some
         self._touched: dict[int, dict[int, int]] = {}  # node -> place of a child -> leaves removed below it
         self._gone: set[int] = set()
-        self._walked: dict[
-            int, tuple[Path, list[int]]
-        ] = {}  # draw -> its last path and the nodes that its removal bore on
+        self._promised: dict[int, float] = {}  # of nodes below which something was removed
+        self._walked: dict[int, tuple[Path, Bears]] = {}  # draw -> its last path and what its removal bore on
 
     @property
     def finished(self) -> bool:
@@ -107,7 +112,7 @@ class Search:
             blocked = len(self.tree.children(leaf)) > 0
             bears = [] if blocked else self._remove(path)
             if before is None or before != (path, bears):
-                changed.update(bears, before[1] if before else [])
+                changed.update(node for node, _ in [*bears, *(before[1] if before else [])])
                 self._walked[draw] = path, bears
             if blocked:
                 needed[leaf] = None
@@ -177,12 +182,12 @@ class Search:
                 memo[node] = float(np.log(np.exp(left).sum()) - np.log(np.exp(whole).sum()))
         return memo[node]
 
-    def _remove(self, path: Path) -> list[int]:
+    def _remove(self, path: Path) -> Bears:
         """Remove the leaf at the end of `path` and every ancestor left without children.
 
         Returns the nodes at which this changes what a later draw may choose.
         """
-        bears = []
+        bears: Bears = []
         if self.exact:
             for node, place in path[:-1]:
                 counts = self._touched.setdefault(node, {})
@@ -191,16 +196,13 @@ class Search:
         for node, place in path[-2::-1]:
             children = self.tree.children(node)
             if len(children) > 1:
-                surviving = self._surviving.get(node)
-                if surviving is None:
-                    surviving = self._surviving[node] = self.tree.known[node].weights.copy()
-                surviving[place] = -np.inf
-                bears.append(node)
+                self._weights_left(node)[place] = -np.inf
+                bears.append((node, -np.inf))
                 self._left[node] = self._left.get(node, len(children)) - 1
                 if self._left[node]:
                     break
             self._gone.add(node)
-        return [node for node, _ in path] if self.exact else bears
+        return [(node, 0.0) for node, _ in path] if self.exact else bears + self._promise_again(path)
 
     def _restore(self, path: Path) -> None:
         """Undo the last removal, that of `path`."""
@@ -217,5 +219,32 @@ class Search:
                 self._surviving[node][place] = self.tree.known[node].weights[place]
                 self._left[node] += 1
                 if self._left[node] > 1:
-                    return
+                    break
             self._gone.discard(node)
+        if not self.exact:
+            self._promise_again(path)
+
+    def _promise_again(self, path: Path) -> Bears:
+        """Promise below each node of `path` the best of what is left there; returns where that changes a choice."""
+        promises, bears = self.tree.promises, Bears()
+        if promises is None:
+            return bears
+        for (node, place), (child, _) in zip(path[-2::-1], path[:0:-1], strict=True):
+            children = self.tree.children(node).tolist()
+            if len(children) > 1 and child not in self._gone:
+                less = np.float32(self._promised.get(child, promises[child]) - promises[child])
+                weights, value = self._weights_left(node), self.tree.known[node].weights[place] + less
+                if weights[place] != value:
+                    weights[place] = value
+                    bears.append((node, float(value)))
+            left = [self._promised.get(c, promises[c]) for c in children if c not in self._gone]
+            if left:
+                self._promised[node] = max(left)
+        return bears
+
+    def _weights_left(self, node: int) -> NDArray[np.float32]:
+        """Weights of the children of a known node, to write to; -inf where a child is gone."""
+        weights = self._surviving.get(node)
+        if weights is None:
+            weights = self._surviving[node] = self.tree.known[node].weights.copy()
+        return weights
