@@ -31,6 +31,7 @@ SETTINGS = (
     "prior_weight",
     "plan_ahead",
     "own_terms",
+    "gist",
     "lookahead",
     "order",
 )
@@ -73,6 +74,8 @@ class SearchRequest(Strict):
     """Search only so many documents, those that the prompt's logits favour, in an index that has postings."""
     own_terms: float | None = Field(None, ge=0, le=100)
     """Weight of the query's own terms in that choice."""
+    gist: float | None = Field(None, ge=0, le=100)
+    """Weight in it of what the LM itself says that documents are about, in an index with gists."""
     lookahead: float | None = Field(None, ge=0, le=10_000)
     """Weight of that choice in every step of the search."""
     order: Literal["draw", "docid", "rerank"] | None = None
