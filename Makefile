@@ -1,6 +1,6 @@
 # make demo    the whole path on this Python's own documentation     make test   everything CI runs
 # make check   formatting, types and the fast tests                   make clean  forget the demo
-# make serve-demo   search the demo's index on http://127.0.0.1:8000     make test-faults   kills under load: an hour
+# make serve-demo   search the demo's index on http://127.0.0.1:8000     make test-faults   faults: two hours
 
 PYTHON ?=
 BIN = .venv/bin
