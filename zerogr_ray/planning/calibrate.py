@@ -145,7 +145,8 @@ def _calibration(
         per_second=sum(row["tokens"] for row in log[1:]) / len(log[1:]) / warm,
         fixed=max(0.0, few.seconds["training"] - sum(row["seconds"] for row in log) + late),
     )
-    stages["gists"] = _gists(few) if "gists" in few.spent else stages["training"]
+    if "gists" in few.spent:
+        stages["gists"] = _gists(few)
     stages |= _filtering(found, few.seconds.get("filter", 0.0), cfg)
     stages |= _searching(index, cfg, found, few)
     written = few.queries.get("written", 0)

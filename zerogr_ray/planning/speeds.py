@@ -58,7 +58,7 @@ class Calibration(Strict):
 
     @model_validator(mode="after")
     def _older(self) -> Calibration:
-        """One from before there were gists: they are forwards of the same LM as priors."""
+        """One without gists, which are forwards of the same LM as priors."""
         self.stages.setdefault("gists", self.stages["priors"])
         return self
 
