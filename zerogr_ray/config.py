@@ -196,6 +196,9 @@ class TrainingConfig(PoolConfig):
     plan_weight: float = Field(0.0, ge=0)
     """Weight, beside the cross-entropy, of a loss that teaches to plan ahead (training/planning.py), for indexes with
     postings of terms; it wants a third of the learning rate. 0: the published training."""
+    average: float = Field(1.0, gt=0, le=1)
+    """What is published lies this share of the way from the weights before training to the trained ones
+    (training/averaging.py). 1: the trained ones, as in the paper."""
     pack_tokens: int = Field(768, ge=64)
     """Tokens of one packed forward pass: the shared prefix and as many examples behind it as fit."""
     batch_examples: int = Field(16, ge=1)
@@ -317,6 +320,11 @@ class IndexConfig(Strict):
     abstract, and 12 MB."""
     seed: int = 0
     """Seed of query sampling."""
+
+    @property
+    def gists(self) -> bool:
+        """Whether the index holds what the LM says that its documents are about (decoding/gists.py)."""
+        return self.postings == "terms" and bool(self.calibration.texts and self.calibration.gist_tokens)
 
 
 def read_config(path: Path, kind: type[C], overrides: dict[str, Any] | None = None) -> C:

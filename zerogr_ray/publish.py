@@ -78,7 +78,7 @@ def publish(
     task = MeasurePriors(cfg.instruction, calibration_texts(left.source, cfg.calibration, cfg.seed))
     queries = held_queries(left.pairs, cfg.calibration.queries)
     resources, bags = engine_resources(cfg.llm), left.bags
-    if bags is not None and task.texts and cfg.calibration.gist_tokens:
+    if bags is not None and cfg.gists:
         gists = gist_task(left.source, left.format, cfg)
         written = Output.at(work, gists.name, gists.key(key, model))
         asking = (bags, left.source, written, gists, shared("the tuned model", left.tuned, work), resources)

@@ -259,7 +259,7 @@ class _Bill:
     def publishing(self) -> None:
         """The index, with what the LM measures for it."""
         N, work, cfg = self.N, self.work, self.cfg.calibration
-        if cfg.texts and cfg.gist_tokens and self.cfg.postings == "terms":
+        if self.cfg.gists:
             usual = (USUAL_QUERIES + USUAL_DOCUMENTS) * self.engines  # each worker asks for them first
             memory = 2.0 * self.weights + GISTS_AT_ONCE * self.shape.vocabulary * 4
             size = BAG_BYTES * cfg.gist_tokens * N

@@ -160,7 +160,7 @@ def count_work(
         docid_tokens=docid_tokens,
         query_tokens=sum(len(e.prompt) for e in examples) / max(1, len(examples)),
         gist_tokens=sum(map(len, asked)) / N,
-        terms=sum(map(len, bags["words"].to_pylist())) / N + (like.gist_tokens if like.texts else 0),
+        terms=sum(map(len, bags["words"].to_pylist())) / N + (like.gist_tokens if cfg.gists else 0),
         source_bytes=_parquet_bytes(table) / N,
         docid_bytes=_parquet_bytes(docids) / N,
         query_bytes=_parquet_bytes(queries) / N,

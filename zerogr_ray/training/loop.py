@@ -17,6 +17,7 @@ import numpy as np
 from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.errors import BuildError
 from zerogr_ray.models import pick_dtype
+from zerogr_ray.training.averaging import average, starting_point
 from zerogr_ray.training.batches import Pack, pack
 from zerogr_ray.training.checkpoints import (
     LOG,
@@ -92,7 +93,8 @@ def train(
     """Train `model` (loaded in float32) on `stream`; goes on from the newest checkpoint of `fingerprint` in `folder`.
 
     With `held_out` (shards like the stream's) the loss on them is measured now and then, the state with the lowest is
-    published, and training ends after `cfg.patience` measurements without a new one.
+    taken, and training ends after `cfg.patience` measurements without a new one. What is published lies `cfg.average`
+    of the way from the state before training to that (averaging.py).
 
     Every rank calls it with the same arguments but its own `rank`, after torch.distributed has been initialised. With
     `copies`, `folder` is each rank's own, and what is in it is kept there too.
@@ -104,7 +106,9 @@ def train(
 
     folder.mkdir(parents=True, exist_ok=True)
     model = prepared(model, cfg)
-    parameters = list(trainable(model).values())
+    named = trainable(model)
+    before = starting_point(named) if rank == 0 and cfg.average < 1 else {}
+    parameters = list(named.values())
     optimizer = torch.optim.AdamW(parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
     start, validation = _resume_together(folder, model, optimizer, fingerprint, rank, world, copies)
     if rank == 0:
@@ -171,6 +175,7 @@ def train(
     if rank == 0:
         if validation.best_step:
             load_best(folder, model, validation.best_step)
+        average(named, before, cfg.average)
         publish(folder, model, stream.fmt.tokenizer, fingerprint, product)
         if copies is not None:
             copies.finish(folder, fingerprint, product)
