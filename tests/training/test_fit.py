@@ -24,7 +24,13 @@ pytestmark = pytest.mark.ray
 
 TASK = Retrieve("Retrieve.", 96)
 CFG = TrainingConfig(
-    epochs=20, batch_examples=6, learning_rate=3e-3, checkpoint_seconds=0.2, pack_tokens=128, warmup=0.02
+    epochs=20,
+    batch_examples=6,
+    learning_rate=3e-3,
+    checkpoint_seconds=0.2,
+    pack_tokens=128,
+    warmup=0.02,
+    average=1,
 )
 
 

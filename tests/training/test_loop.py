@@ -19,7 +19,9 @@ from zerogr_ray.training.tasks import Retrieve
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("write_at_every_step")]
 
-CFG = TrainingConfig(epochs=2, batch_examples=6, learning_rate=3e-3, checkpoint_seconds=1e-6, pack_tokens=128)
+CFG = TrainingConfig(
+    epochs=2, batch_examples=6, learning_rate=3e-3, checkpoint_seconds=1e-6, pack_tokens=128, average=1
+)
 UNEVEN = CFG.model_copy(update={"batch_examples": 5})
 """Two workers get 3 and 2 examples of a step, and 2 and 1 of the last."""
 

@@ -46,15 +46,16 @@ class FinetuneConfig(Strict):
     """The retrieval task of rows that bring none."""
     docids: DocIdConfig = DocIdConfig(examples=0)
     queries: QueryConfig = QueryConfig(examples=0)
-    training: TrainingConfig = TrainingConfig(method="lora")
+    training: TrainingConfig = TrainingConfig(method="lora", average=1)
 
 
 def finetune_config(settings: dict[str, Any]) -> FinetuneConfig:
     """The configuration with these settings (dotted keys). Raises InputError.
 
-    A fine-tuned generator needs no worked examples in its prompt, and a folder of a few MB is what is asked for.
+    A fine-tuned generator needs no worked examples in its prompt, a folder of a few MB is what is asked for, and what
+    it learns is the task itself: nothing of what it knew before is to be had back.
     """
-    defaults = {"queries.examples": 0, "docids.examples": 0, "training.method": "lora"}
+    defaults = {"queries.examples": 0, "docids.examples": 0, "training.method": "lora", "training.average": 1}
     if settings.get("training.method", "lora") == "lora":
         defaults["training.learning_rate"] = 1e-3
     return make_config(FinetuneConfig, {}, {**defaults, **settings})
