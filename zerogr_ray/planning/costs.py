@@ -252,7 +252,8 @@ class _Bill:
         each = sent / link
         if have.gpus and full:
             each += ADAM_BYTES * n / (have.gpus.facts["memory_gb_s"] * 1e9)
-        memory = (16 if full else 4.4) * n + cfg.pack_tokens * self.shape.vocabulary * LOGIT_BYTES
+        copy = 4 if full and cfg.average < 1 else 0  # what it was before, to lie between
+        memory = (copy + (16 if full else 4.4)) * n + cfg.pack_tokens * self.shape.vocabulary * LOGIT_BYTES
         network = self.pairs * self.trainers + 40 * n + (steps * sent if have.nodes > 1 else 0)
         self.add("training", tokens, self.units, memory - DRIVER, 34 * n, network, steps * each)
 
