@@ -153,8 +153,7 @@ def build_index(
             if weighed is not None:
                 weighing = (source, weighed, prompt_format, facts["sizes"], spare_cpus(), quiet, pool)
                 clock.time("bags", lambda: clock.add(write_bags(*weighing)))
-            planned = weighed if cfg.training.plan_weight else None
-            tuned = clock.time("training", lambda: _train(cfg, base, pairs, beside, planned, training, quiet))
+            tuned = clock.time("training", lambda: _train(cfg, base, pairs, beside, training, quiet))
             about = {
                 "key": plan.index,
                 "corpus": facts["fingerprint"],
@@ -204,12 +203,11 @@ class _Plan:
         queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, writers[1])
         kept = filter_key(queries, cfg.queries) if cfg.queries.filter.active and cfg.queries.per_document else queries
         held = [cfg.training.held_out, cfg.training.held_out_most]
-        pairs = key_of("pairs", 3, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
+        pairs = key_of("pairs", 4, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
         candidates = key_of("candidates", 1, pairs, cfg.training.rerank_candidates, cfg.training.seed)
         recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
         bags = key_of("bags", 2, corpus, prompts) if cfg.postings == "terms" else ""
-        planned = bags if cfg.training.plan_weight else ""
-        training = key_of("training", 3, pairs, model, cfg.instruction, recipe, planned)
+        training = key_of("training", 4, pairs, model, cfg.instruction, recipe)
         index = key_of("index", FORMAT, training, cfg.postings, bags, cfg.calibration.model_dump())
         return cls(docids, distinct, queries, kept, pairs, candidates, bags, training, index)
 
@@ -323,7 +321,6 @@ def _train(
     model: str,
     pairs: Output,
     candidates: Output | None,
-    bags: Output | None,
     training: Output,
     quiet: bool,
 ) -> Path:
@@ -345,8 +342,7 @@ def _train(
             )
             bar.update(state["step"] - bar.n)
 
-        arrays = str(bags.folder) if bags is not None else None
-        return fit(model, shards, task, cfg.training, str(training.folder), show, held, beside, bags=arrays)
+        return fit(model, shards, task, cfg.training, str(training.folder), show, held, beside)
 
 
 def _lock_beside(target: str) -> Path | None:

@@ -193,9 +193,6 @@ class TrainingConfig(PoolConfig):
     """Docids that such a step compares for a query: the right one and the rest wrong."""
     rerank_weight: float = Field(1.0, gt=0)
     """Weight of that loss beside the cross-entropy."""
-    plan_weight: float = Field(0.0, ge=0)
-    """Weight, beside the cross-entropy, of a loss that teaches to plan ahead (training/planning.py), for indexes with
-    postings of terms; it wants a third of the learning rate. 0: the published training."""
     average: float = Field(0.25, gt=0, le=1)
     """What is published lies this share of the way from the weights before training to the trained ones
     (training/averaging.py). 1: the trained ones, as in the paper."""

@@ -5,9 +5,6 @@ import os
 import signal
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -16,7 +13,6 @@ from tests.tiny import save_tiny
 from tests.training.test_fit import training_workers
 from zerogr_ray.adapters import find_adapted_model, read_adapter
 from zerogr_ray.config import IndexConfig, make_config
-from zerogr_ray.corpus.bags import Bags, words_of
 from zerogr_ray.errors import ModelError
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.models import load_format, load_model
@@ -180,24 +176,6 @@ def test_an_index_built_with_a_rerank_head_can_order_by_it(base, tmp_path):
     hits = retriever.search("where is the fox", k=5, config=DecodeConfig(order="rerank"))
     assert [hit.rerank for hit in hits] == sorted((hit.rerank for hit in hits), reverse=True)
     assert build_index(str(corpus), tmp_path / "index", cfg, quiet=True).unchanged
-
-
-def test_a_retriever_plans_ahead_with_what_the_documents_of_its_own_task_are_about(base, data, tmp_path):
-    planning = settings(base, **{"training.plan_weight": 1})
-    report = finetune("retriever", [data], tmp_path / "out", planning, quiet=True)
-    work = next((tmp_path / "out.work").glob("retriever-*"))
-    logged = [json.loads(line) for line in (work / "training" / "log.jsonl").read_text().splitlines()]
-    assert all(row["plan_loss"] > 0 for row in logged)
-    bags = Bags.open(work / "bags")
-    assert len(bags) == 60, "one for each document"
-    rows = pa.concat_tables([pq.read_table(path) for path in (work / "rows").glob("*.parquet")]).to_pylist()
-    for row in rows[::7]:
-        word = words_of(row["query"].split()[-2])
-        assert set(word) <= set(bags.take(np.array([row["document"]])).words.tolist()), "the right document"
-    finetune("retriever", [data], tmp_path / "plain", settings(base), quiet=True)
-    [work] = (tmp_path / "plain.work").glob("retriever-*")
-    assert not (work / "bags").exists()
-    assert report.steps > 0
 
 
 def test_a_build_begins_from_a_retriever_adapter_and_from_no_other(base, data, tmp_path):

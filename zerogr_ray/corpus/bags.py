@@ -129,12 +129,7 @@ class Bags:
     @classmethod
     def open(cls, folder: str | Path) -> Bags:
         """Map the arrays that `save` wrote; of a folder under s3://, in this machine's copy."""
-        return cls(**map_arrays(cls.fetched(folder), ARRAYS))
-
-    @staticmethod
-    def fetched(folder: str | Path) -> Path:
-        """The local folder of the arrays that are in `folder`, which may be a URL."""
-        return here(folder, [f"{name}.npy" for name in ARRAYS])
+        return cls(**map_arrays(here(folder, [f"{name}.npy" for name in ARRAYS]), ARRAYS))
 
 
 def laid_out(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:

@@ -37,8 +37,6 @@ class Pack:
     scored_R:    index into T of the last token of every answer that is ranked
     query_R:     the example that it answers, numbered from 0 among those with wrong answers
     right_R:     whether it is the right one; each example has one
-    asks_E:      index into L of the first label of each example: what is predicted there comes behind its prompt
-    documents_E: number of the right document of each example
     """
 
     tokens_T: NDArray[np.int64]
@@ -51,8 +49,6 @@ class Pack:
     scored_R: NDArray[np.int64] = field(default_factory=lambda: _ints([]))
     query_R: NDArray[np.int64] = field(default_factory=lambda: _ints([]))
     right_R: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
-    asks_E: NDArray[np.int64] = field(default_factory=lambda: _ints([]))
-    documents_E: NDArray[np.int64] = field(default_factory=lambda: _ints([]))
 
     @property
     def ranked(self) -> int:
@@ -110,7 +106,6 @@ def _lay_out(examples: Sequence[Example], prefix: int) -> Pack:
     row = _Row(examples[0].prompt[:prefix])
     for example in examples:
         asked = len(row.tokens) + len(example.prompt) - prefix - 1  # the last token of the prompt
-        row.asks.append(len(row.labels))
         row.labels += example.answer
         if not example.wrong:
             # The last token of the answer is only ever a label: nothing follows that it would have to predict.
@@ -136,8 +131,6 @@ def _lay_out(examples: Sequence[Example], prefix: int) -> Pack:
         scored_R=_ints(row.scored),
         query_R=_ints(row.query),
         right_R=np.asarray(row.right, dtype=bool),
-        asks_E=_ints(row.asks),
-        documents_E=_ints([example.document for example in examples]),
     )
 
 
@@ -154,7 +147,6 @@ class _Row:
         self.scored: list[int] = []
         self.query: list[int] = []
         self.right: list[bool] = []
-        self.asks: list[int] = []
         self.ranked = 0
 
     def add(self, tokens: list[int], above: int, at: int) -> int:

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from zerogr_ray.config import TrainingConfig
     from zerogr_ray.training.tasks import Row, Task
 
-DOCUMENT = "document"
-"""Column of a shard: number of the row's document among the bags, for trainings that plan ahead."""
-
 WRONG = "wrong"
 """Column of the files beside the shards: docids that the query shall not lead to."""
 
@@ -43,14 +40,12 @@ class Example:
     """One prompt and the answer the model shall give to it; `query` is for messages to people.
 
     `wrong` are answers that a rerank step ranks below the right one; like it, they are closed by the end of the turn.
-    `document` is the number of the right document, where the training plans ahead (planning.py).
     """
 
     prompt: list[int]
     answer: list[int]
     query: str = ""
     wrong: tuple[list[int], ...] = ()
-    document: int = -1
 
 
 class Piece(NamedTuple):
@@ -75,8 +70,6 @@ class ExampleStream:
     cfg: TrainingConfig
     beside: Sequence[Path] = ()
     """For every shard a file with the column `wrong`, row for row: docids to rank lower, on rerank steps."""
-    bags: Path | None = None
-    """What the documents are about, saved as corpus/bags.py's Bags; where it is given, rows name their document."""
     buffer_rows: int = BUFFER_ROWS
 
     @cached_property
@@ -150,7 +143,6 @@ class ExampleStream:
         for row in rows:
             if missing := [name for name, value in zip(columns, row, strict=False) if not isinstance(value, str)]:
                 raise BuildError(f"a training row lacks its {missing[0]}: {dict(zip(columns, row, strict=False))}")
-        documents = [int(row[len(columns)]) if self.bags else -1 for row in rows]
         rows = [row[: len(columns)] for row in rows]
         prompts = self.fmt.tokens(self.task.ask(self.fmt, rows))
         answers = self.fmt.tokens([row[-1] for row in rows])
@@ -160,15 +152,15 @@ class ExampleStream:
                     f"the tokenizer maps the {columns[-1]} {row[-1]!r} of the {columns[-2]} {row[-2][:80]!r} to nothing"
                 )
         return [
-            Example(prompt, [*answer, self.fmt.end], row[-2], document=document)
-            for prompt, answer, row, document in zip(prompts, answers, rows, documents, strict=True)
+            Example(prompt, [*answer, self.fmt.end], row[-2])
+            for prompt, answer, row in zip(prompts, answers, rows, strict=True)
         ]
 
     def held_out(self, files: Sequence[Path], rank: int = 0, world: int = 1) -> list[Example]:
         """This rank's share of the examples in `files`, in their order."""
         import pyarrow.parquet as pq
 
-        columns = [*self.task.columns, *([DOCUMENT] if self.bags else [])]
+        columns = list(self.task.columns)
         tables = [pq.read_table(file, columns=columns).select(columns).to_pydict() for file in files]
         rows = [row for table in tables for row in zip(*table.values(), strict=True)]
         return self.encode(rows[rank::world])
@@ -199,7 +191,6 @@ class ExampleStream:
         import pyarrow.parquet as pq
 
         wanted = pa.schema([(name, pa.large_string()) for name in self.task.columns])
-        wanted = wanted.append(pa.field(DOCUMENT, pa.int64())) if self.bags else wanted
         beside = dict(zip(self.shards, self.beside, strict=True)) if self.beside else {}
         read: list[Any] = []
         for piece in pieces:

@@ -23,7 +23,7 @@ from zerogr_ray.config import (
     make_config,
 )
 from zerogr_ray.errors import BuildError
-from zerogr_ray.models import find_model, load_format
+from zerogr_ray.models import find_model
 from zerogr_ray.published import publish_folder, refuse_other
 from zerogr_ray.s3 import is_url, place_of
 from zerogr_ray.stage import progress
@@ -32,7 +32,7 @@ from zerogr_ray.training.checkpoints import Product, read_log
 from zerogr_ray.training.copies import workplace
 from zerogr_ray.training.fit import NOT_RESULTS, fit
 from zerogr_ray.training.tasks import LearnDocIds, LearnQueries, Retrieve, Task
-from zerogr_ray.training.triples import Triple, Triples, documents_of, learning_rows, read_triples, write_rows
+from zerogr_ray.training.triples import Triples, learning_rows, read_triples, write_rows
 
 TaskName = Literal["queries", "docids", "retriever"]
 
@@ -118,11 +118,7 @@ def finetune(
     key = key_of(about, columns, [row for row, _ in rows])
     place = work / f"{task}-{key}"
     with workplace(str(place)) as (folder, copies):
-        bags, documents = None, None
-        if task == "retriever" and cfg.training.plan_weight:
-            bags = place.url_of("bags")
-            documents = _planned(triples.kept, rows, base, folder / "bags")
-        files = write_rows(folder / "rows", columns, rows, cfg.training, documents)
+        files = write_rows(folder / "rows", columns, rows, cfg.training)
         if copies is not None:
             place.upload(folder)
         shards, held = ([place.url_of(f"rows/{file.name}") for file in some] for some in files)
@@ -133,7 +129,7 @@ def finetune(
             if copies is None:
                 shared("the work folder", folder, work)
             seen, where = shared("model", base, work), place.url_of("training")
-            made = _fit(seen, shards, learns[task], training, where, held, product, bags, quiet)
+            made = _fit(seen, shards, learns[task], training, where, held, product, quiet)
         log = read_log(made.parent)
         report = _report(task, target, log, len(rows), triples, rejects, files[1])
     about["result"] = {
@@ -156,7 +152,7 @@ def model_card(
     does = {
         "queries": "writes search queries for a document",
         "docids": "writes the docid of a document",
-        "retriever": "answers a query with docids and plans ahead; a retriever's training begins from it",
+        "retriever": "answers a query with docids; a retriever's training begins from it",
     }
     files = ", ".join(Path(path).name for path in data)
     curve = [row for row in log if "validation_loss" in row]
@@ -204,7 +200,6 @@ def _fit(
     folder: str,
     held: list[str],
     product: Product,
-    bags: str | None,
     quiet: bool,
 ) -> Path:
     with progress("training", None, unit="steps", quiet=quiet) as bar:
@@ -214,15 +209,7 @@ def _fit(
             bar.set_postfix_str(f"loss {state['loss']:.2f}, {state['tokens_per_second']:.0f} tok/s", refresh=False)
             bar.update(state["step"] - bar.n)
 
-        return fit(base, shards, task, cfg, folder, show, held, product=product, bags=bags, buffer_rows=1)
-
-
-def _planned(triples: Sequence[Triple], rows: list[tuple[tuple[str, ...], str]], base: Path, folder: Path) -> list[int]:
-    """Save what the documents are about in `folder`; returns the number of each row's document."""
-    bags, numbers = documents_of(triples, load_format(base))
-    bags.save(folder)
-    task_of = {(row.instruction, row.query, row.text): row.task for row in triples}
-    return [numbers[task_of[values[0], values[1], text], text] for values, text in rows]
+        return fit(base, shards, task, cfg, folder, show, held, product=product, buffer_rows=1)
 
 
 def _gpus(cfg: TrainingConfig) -> float:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from zerogr_ray.cache import here
 from zerogr_ray.cluster import cores
 from zerogr_ray.config import TrainingConfig
-from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.errors import BuildError, ZeroGRError
 from zerogr_ray.models import fingerprint as model_fingerprint
 from zerogr_ray.s3 import is_url, place_of
@@ -45,14 +44,13 @@ def fit(
     held_out: Sequence[str | Path] = (),
     beside: Sequence[str | Path] = (),
     product: Product = "model",
-    bags: str | Path | None = None,
     buffer_rows: int = BUFFER_ROWS,
 ) -> Path:
     """Train `model` on `shards` and return `folder/model`, or `folder/adapter`; Ray must be initialised.
 
     All of them may be URLs: every worker has its own copy then, and what is returned is this machine's.
     `held_out` are shards for early stop; `beside` holds for each shard a file with wrong docids, for rerank steps;
-    `bags` is a folder of saved Bags, for the plan loss; `buffer_rows` is as for ExampleStream. `on_progress` is called
+    `buffer_rows` is as for ExampleStream. `on_progress` is called
     in this process with each step's report. A product that the same call has finished before is returned at once.
     Raises BuildError with the worker's own words.
     """
@@ -62,12 +60,10 @@ def fit(
         sorted(map(place_of, shards)),
         sorted(map(place_of, held_out)),
         sorted(map(place_of, beside)),
-        place_of(bags) if bags else None,
     )
     place = place_of(folder)
     found = data.here()
-    arrays = sorted(found.bags.glob("*.npy")) if found.bags else []
-    fingerprint = training_fingerprint(found.model, [*found.shards, *found.held_out, *found.beside, *arrays], task, cfg)
+    fingerprint = training_fingerprint(found.model, [*found.shards, *found.held_out, *found.beside], task, cfg)
     if done := _done(place, fingerprint, product):
         return done
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -139,7 +135,6 @@ class _Data:
     shards: list[str]
     held_out: list[str]
     beside: list[str]
-    bags: str | None
 
     def here(self) -> _Files:
         """The same on this machine."""
@@ -148,7 +143,6 @@ class _Data:
             fetched(self.shards),
             fetched(self.held_out),
             fetched(self.beside),
-            Bags.fetched(self.bags) if self.bags else None,
         )
 
 
@@ -159,7 +153,6 @@ class _Files(NamedTuple):
     shards: list[Path]
     held_out: list[Path]
     beside: list[Path]
-    bags: Path | None
 
 
 def training_fingerprint(model: Path, shards: Sequence[Path], task: Task, cfg: TrainingConfig) -> str:
@@ -208,7 +201,6 @@ def _worker(job: dict[str, Any]) -> None:
             load_format(files.model),
             cfg,
             beside=files.beside,
-            bags=files.bags,
             buffer_rows=job["buffer_rows"],
         )
         more = {"fingerprint": job["fingerprint"], "held_out": files.held_out, "product": job["product"]}

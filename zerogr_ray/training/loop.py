@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.errors import BuildError
 from zerogr_ray.models import pick_dtype
 from zerogr_ray.training.averaging import average, starting_point
@@ -34,7 +31,6 @@ from zerogr_ray.training.checkpoints import (
 )
 from zerogr_ray.training.lora import prepared
 from zerogr_ray.training.losses import pack_losses
-from zerogr_ray.training.planning import Planner
 from zerogr_ray.training.rerank import rerank_token
 from zerogr_ray.training.validation import Validation, due
 
@@ -100,7 +96,7 @@ def train(
     `copies`, `folder` is each rank's own, and what is in it is kept there too.
     Rank 0 writes checkpoints, log.jsonl and the product. Each step is reported, on every rank, as a dict with the keys
     step, steps, epoch, loss, tokens_per_second, examples_per_second, learning_rate, tokens (forwarded), seconds; after
-    a measurement also validation_loss, after a rerank step rerank_loss, where the stream has bags plan_loss.
+    a measurement also validation_loss, after a rerank step rerank_loss.
     """
     import torch
 
@@ -116,9 +112,6 @@ def train(
     loss, step = math.nan, start
     cast = _autocast(model)
     reserved = rerank_token(stream.fmt) if stream.beside and cfg.rerank_every else None
-    planner = None
-    if stream.bags:
-        planner = Planner(Bags.open(stream.bags), len(stream.fmt.tokenizer), cfg.seed, model.device)
     held = pack(stream.held_out(held_out, rank, world), cfg.pack_tokens)
     speed, clock = Speed(), CheckpointClock(cfg.checkpoint_seconds)
     batches: Iterable[list[Example]] = () if validation.over(cfg.patience) else stream.step_batches(start, rank, world)
@@ -127,9 +120,7 @@ def train(
         torch.manual_seed(cfg.seed + step)  # dropout, where a model has it, is the same after a resume
         packs = pack(examples, cfg.pack_tokens)
         optimizer.param_groups[0]["lr"] = rate = learning_rate(step, stream.steps, cfg)
-        if planner is not None:
-            planner.begin(step, [example.document for example in examples])
-        made = forward_backward(model, packs, cast, world, step, cfg, reserved, planner)
+        made = forward_backward(model, packs, cast, world, step, cfg, reserved)
         loss = made.loss
         norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
         if not torch.isfinite(norm):
@@ -151,11 +142,10 @@ def train(
             "seconds": round(speed.last, 4),
         }
         row |= {"rerank_loss": made.ranking} if made.ranking is not None else {}
-        row |= {"plan_loss": made.planning} if made.planning is not None else {}
         improved = False
         if held_out and due(step, stream.steps, cfg):
             with speed.paused():
-                row["validation_loss"] = mean_loss(model, held, cast, world, step, cfg, planner)
+                row["validation_loss"] = mean_loss(model, held, cast, world, step)
             improved = validation.record(step, row["validation_loss"])
         last = step == stream.steps or validation.over(cfg.patience)
         if rank == 0:
@@ -183,11 +173,10 @@ def train(
 
 
 class StepLosses(NamedTuple):
-    """Means over all ranks: `loss` per label, the others per example; None where there is no such loss."""
+    """Means over all ranks: `loss` per label, `ranking` per ranked example; None where there is none."""
 
     loss: float
     ranking: float | None
-    planning: float | None
     tokens: int
     """Tokens forwarded."""
 
@@ -200,38 +189,34 @@ def forward_backward(
     step: int,
     cfg: TrainingConfig,
     rerank_token: int | None = None,
-    planner: Planner | None = None,
 ) -> StepLosses:
-    """Gradient of the mean loss per label over all ranks' packs, plus the weighted mean losses per example.
+    """Gradient of the mean loss per label over all ranks' packs, plus the weighted mean ranking loss per example.
 
     Ranks may have different numbers of packs, even none, so that gradients are summed once at the end of the step by
     hand: DistributedDataParallel would want as many backward passes on every rank.
     """
-    counts = [sum(n) for n in zip(*((len(p.labels_L), p.ranked, len(p.asks_E)) for p in packs), strict=True)]
-    labels, ranked, asked = _sum_over_ranks(counts or [0, 0, 0], world)
+    counts = [sum(n) for n in zip(*((len(p.labels_L), p.ranked) for p in packs), strict=True)]
+    labels, ranked = _sum_over_ranks(counts or [0, 0], world)
     sums_by_pack: list[list[float]] = []
     for one in packs:
         with cast():
-            losses = pack_losses(model, one, rerank_token, planner)
+            losses = pack_losses(model, one, rerank_token)
         total = losses.answers / labels
         if losses.ranking is not None:
             total = total + cfg.rerank_weight * losses.ranking / ranked
-        if losses.planning is not None:
-            total = total + cfg.plan_weight * losses.planning / asked
         total.backward()  # type: ignore[no-untyped-call]
         sums_by_pack.append([0.0 if loss is None else float(loss.detach()) for loss in losses])
     if world > 1:
         _sum_gradients(model)
     tokens = sum(len(p.tokens_T) for p in packs)
-    sums = [sum(column) for column in zip(*sums_by_pack, strict=True)] or [0.0] * 3
-    answer, ranking, planning, all_tokens = _sum_over_ranks([*sums, tokens], world)
-    if not math.isfinite(answer + ranking + planning):
+    sums = [sum(column) for column in zip(*sums_by_pack, strict=True)] or [0.0] * 2
+    answer, ranking, all_tokens = _sum_over_ranks([*sums, tokens], world)
+    if not math.isfinite(answer + ranking):
         bad = [p for p, some in zip(packs, sums_by_pack, strict=True) if not math.isfinite(sum(some))]
-        raise BuildError(_diverged("loss", answer + ranking + planning, step, bad))
+        raise BuildError(_diverged("loss", answer + ranking, step, bad))
     return StepLosses(
         answer / labels,
         ranking / ranked if ranked else None,
-        planning / asked if planner is not None else None,
         int(all_tokens),
     )
 
@@ -242,26 +227,19 @@ def mean_loss(
     cast: Callable[[], AbstractContextManager[Any]],
     world: int,
     step: int,
-    cfg: TrainingConfig,
-    planner: Planner | None = None,
 ) -> float:
-    """Mean loss per label over all ranks' packs, plus the weighted mean plan loss per example; without gradients."""
+    """Mean loss per label over all ranks' packs, without gradients."""
     import torch
 
-    if planner is not None and packs:
-        planner.begin(0, np.concatenate([one.documents_E for one in packs]))  # the same at every measurement
     model.eval()
     with torch.inference_mode(), cast():
-        losses = [pack_losses(model, one, planner=planner) for one in packs]
+        losses = [float(pack_losses(model, one).answers) for one in packs]
     model.train()
-    sums = [[float(one.answers), 0.0 if one.planning is None else float(one.planning)] for one in losses]
-    mine = [sum(column) for column in zip(*sums, strict=True)] or [0.0, 0.0]
-    counts = [sum(len(p.labels_L) for p in packs), sum(len(p.asks_E) for p in packs)]
-    answers, planning, labels, asked = _sum_over_ranks([*mine, *counts], world)
-    if not math.isfinite(answers + planning):
-        bad = [one for one, some in zip(packs, sums, strict=True) if not math.isfinite(sum(some))]
-        raise BuildError(_diverged("held-out loss", answers + planning, step, bad))
-    return answers / labels + (cfg.plan_weight * planning / asked if planner is not None else 0.0)
+    answers, labels = _sum_over_ranks([sum(losses), sum(len(p.labels_L) for p in packs)], world)
+    if not math.isfinite(answers):
+        bad = [one for one, loss in zip(packs, losses, strict=True) if not math.isfinite(loss)]
+        raise BuildError(_diverged("held-out loss", answers, step, bad))
+    return answers / labels
 
 
 def learning_rate(step: int, steps: int, cfg: TrainingConfig) -> float:

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from zerogr_ray.training.batches import Pack
-    from zerogr_ray.training.planning import Planner
 
 
 class Losses(NamedTuple):
@@ -17,17 +16,13 @@ class Losses(NamedTuple):
 
     answers:  cross-entropy over the pack's labels
     ranking:  RankNet loss over its ranked examples; None where it has none
-    planning: loss of planning.py over its examples; None without a planner
     """
 
     answers: torch.Tensor
     ranking: torch.Tensor | None = None
-    planning: torch.Tensor | None = None
 
 
-def pack_losses(
-    model: PreTrainedModel, pack: Pack, rerank_token: int | None = None, planner: Planner | None = None
-) -> Losses:
+def pack_losses(model: PreTrainedModel, pack: Pack, rerank_token: int | None = None) -> Losses:
     """Cross-entropy of the answers given their prompts, and the ranking of right above wrong answers.
 
         L_answers = - sum_t log p(answer_t | prompt, answer_<t)
@@ -54,11 +49,10 @@ def pack_losses(
     )
     logits = output.logits[0].float()
     answers = cross_entropy(logits[:labels], on_device(pack.labels_L), reduction="sum")
-    planning = None if planner is None else planner.loss(logits[on_device(pack.asks_E)], pack.documents_E)
     if not pack.ranked or rerank_token is None:
-        return Losses(answers, planning=planning)
+        return Losses(answers)
     scores_R, query_R, right_R = logits[labels:, rerank_token], on_device(pack.query_R), on_device(pack.right_R)
-    return Losses(answers, ranknet(scores_R, query_R, right_R), planning)
+    return Losses(answers, ranknet(scores_R, query_R, right_R))
 
 
 def ranknet(scores_R: torch.Tensor, query_R: torch.Tensor, right_R: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,6 @@ from typing import Any
 from zerogr_ray.config import QueryConfig
 from zerogr_ray.corpus.text import passages
 from zerogr_ray.stage import Output, progress
-from zerogr_ray.training.examples import DOCUMENT
 from zerogr_ray.training.validation import is_held_out
 
 
@@ -24,8 +23,7 @@ def write_pairs(
     quiet: bool,
     held_share: float = 0.0,
 ) -> dict[str, Any]:
-    """Join the three stages shard by shard into rows (query, docid, number of the document in the corpus). Returns
-    the manifest of `pairs`.
+    """Join the three stages shard by shard into rows (query, docid). Returns the manifest of `pairs`.
 
     `held_share` of the pseudo-queries, chosen by their hashes, go to held-out files; no document loses its last row.
     """
@@ -33,25 +31,21 @@ def write_pairs(
         return manifest
     rows = held_rows = 0
     with progress("pairs", sum(sizes.values()), quiet=quiet) as bar:
-        first = 0  # number of the shard's first document
         for shard in corpus.shards():
             documents = corpus.folder.read_table(shard).to_pylist()
             docid_rows = docids.folder.read_table(shard).to_pylist()
             query_rows = queries.folder.read_table(shard).to_pylist()
-            rows_of: dict[str, list[tuple[str, str, int]]] = {"part-": [], "held-": []}
-            for number, (document, docid, written) in enumerate(
-                zip(documents, docid_rows, query_rows, strict=True), start=first
-            ):
+            rows_of: dict[str, list[tuple[str, str]]] = {"part-": [], "held-": []}
+            for document, docid, written in zip(documents, docid_rows, query_rows, strict=True):
                 texts = queries_of(document["title"], document["text"], written["queries"], cfg)
                 apart = held_out(document["docno"], texts, written["queries"], held_share)
                 for text in texts:
-                    rows_of["held-" if text in apart else "part-"].append((text, docid["docid"], number))
+                    rows_of["held-" if text in apart else "part-"].append((text, docid["docid"]))
             for kind, some in rows_of.items():
                 if some or kind == "part-":
                     pairs.folder.write_table(shard.replace("part-", kind), _table(some))
             rows += len(rows_of["part-"])
             held_rows += len(rows_of["held-"])
-            first += len(documents)
             bar.update(len(documents))
     return pairs.finish(rows, held_out=held_rows)
 
@@ -68,8 +62,8 @@ def queries_of(title: str, text: str, written: list[str], cfg: QueryConfig) -> l
     return list(dict.fromkeys(query for query in [*written, *own] if query.strip()))
 
 
-def _table(rows: list[tuple[str, str, int]]) -> Any:
+def _table(rows: list[tuple[str, str]]) -> Any:
     import pyarrow as pa
 
-    schema = pa.schema([("query", pa.string()), ("docid", pa.string()), (DOCUMENT, pa.int64())])
-    return pa.table([[row[column] for row in rows] for column in range(3)], schema=schema)
+    schema = pa.schema([("query", pa.string()), ("docid", pa.string())])
+    return pa.table([[row[column] for row in rows] for column in range(2)], schema=schema)

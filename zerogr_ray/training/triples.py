@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zerogr_ray.corpus.bags import Bags, first_tokens, make_bags
 from zerogr_ray.corpus.fields import RowError, clean, parse_object, pick, text
 from zerogr_ray.corpus.files import lines, locate
 from zerogr_ray.corpus.terms import Frequencies
@@ -23,11 +22,10 @@ from zerogr_ray.docids.rule import core_terms
 from zerogr_ray.errors import InputError
 from zerogr_ray.rows import Rejected
 from zerogr_ray.store import hash64
-from zerogr_ray.training.examples import DOCUMENT
 from zerogr_ray.training.validation import held_out_share, is_held_out
 
 if TYPE_CHECKING:
-    from zerogr_ray.chat import PromptFormat
+    pass
 
 SHARD_BATCHES = 256
 """Batches of one shard."""
@@ -169,26 +167,11 @@ def learning_rows(task: str, triples: Iterable[Triple]) -> tuple[list[str], list
     return ["instruction", "query", "docid"], [((r.instruction, r.query, d), r.text) for r, d in answers if d]
 
 
-def documents_of(triples: Sequence[Triple], fmt: PromptFormat) -> tuple[Bags, dict[tuple[str, str], int]]:
-    """What the documents are about, and the number of each (task, text); weighed among those of its own task."""
-    by_task: dict[str, dict[str, str]] = {}
-    for row in triples:
-        by_task.setdefault(row.task, {})[row.text] = row.title
-    numbers: dict[tuple[str, str], int] = {}
-    tables, texts = [], []
-    for task, documents in by_task.items():
-        numbers.update(((task, body), number) for number, body in enumerate(documents, start=len(numbers)))
-        texts += (some := [f"{title}\n{body}" for body, title in documents.items()])
-        tables.append(make_bags(some))
-    return Bags.of(tables, first_tokens(fmt, texts)), numbers
-
-
 def write_rows(
     folder: Path,
     columns: list[str],
     rows: list[tuple[tuple[str, ...], str]],
     cfg: Any,
-    documents: Sequence[int] | None = None,
 ) -> tuple[list[Path], list[Path]]:
     """Write shards to train on, and one that is held out: (part-*.parquet, held-*.parquet).
 
@@ -203,9 +186,6 @@ def write_rows(
     apart = [is_held_out(share, body) for _, body in rows]
     schema = pa.schema([(name, pa.string()) for name in columns])
     values: list[tuple[Any, ...]] = [row for row, _ in rows]
-    if documents is not None:
-        schema = schema.append(pa.field(DOCUMENT, pa.int64()))
-        values = [(*row, number) for row, number in zip(values, documents, strict=True)]
     parts = {
         "part": [row for row, away in zip(values, apart, strict=True) if not away],
         "held": [row for row, away in zip(values, apart, strict=True) if away],
