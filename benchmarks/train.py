@@ -159,6 +159,7 @@ def huggingface(
         per_device_train_batch_size=cfg.batch_examples,
         max_steps=steps,
         max_grad_norm=cfg.clip,
+        use_cpu=loaded.device.type == "cpu",
         bf16=pick_dtype("auto", loaded.device.type) is torch.bfloat16,
         logging_steps=1,
         save_strategy="no",
