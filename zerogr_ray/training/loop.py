@@ -31,6 +31,7 @@ from zerogr_ray.training.checkpoints import (
 )
 from zerogr_ray.training.lora import prepared
 from zerogr_ray.training.losses import pack_losses
+from zerogr_ray.training.memory import keep_freed_memory
 from zerogr_ray.training.rerank import rerank_token
 from zerogr_ray.training.validation import Validation, due
 
@@ -101,6 +102,8 @@ def train(
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
+    if model.device.type == "cpu":
+        keep_freed_memory()
     model = prepared(model, cfg)
     named = trainable(model)
     before = starting_point(named) if rank == 0 and cfg.average < 1 else {}
