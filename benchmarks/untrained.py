@@ -37,7 +37,7 @@ from zerogr_ray.evaluation.baselines import bm25
 from zerogr_ray.evaluation.evaluate import documents_of
 from zerogr_ray.index.postings import Postings
 from zerogr_ray.models import find_model, load_format, load_model
-from zerogr_ray.publish import calibration_texts, gist_task
+from zerogr_ray.publish import USUAL_DOCUMENTS, calibration_texts, draw_documents, gist_task
 from zerogr_ray.rows import Run
 from zerogr_ray.stage import Output
 from zerogr_ray.store import Folder, hash64
@@ -83,8 +83,8 @@ def one(source: Path, most: int, fmt: Any, model: Any) -> dict[str, float]:
         corpus = Output("corpus", Folder(folder))
         corpus.folder.write_table("part-000000.parquet", pa.table(columns))
         cfg = IndexConfig(instruction=instruction)
-        passages = calibration_texts(corpus, cfg.calibration, cfg.seed)
-        task = gist_task(corpus, fmt, cfg)
+        drawn = draw_documents(corpus, USUAL_DOCUMENTS, cfg.seed)
+    passages, task = calibration_texts(drawn, cfg.calibration), gist_task(drawn, fmt, cfg)
     engine, asked = GistModel(model, fmt), [query.text for query in queries]
     words = Bags.of([make_bags(texts)], first_tokens(fmt, texts))
     gists = words.with_gists([task(pa.table(columns), engine)], engine.prior(task))

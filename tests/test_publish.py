@@ -16,7 +16,7 @@ from zerogr_ray.corpus.terms import whole_texts
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.models import load_format
-from zerogr_ray.publish import Left, calibration_texts, held_queries, publish
+from zerogr_ray.publish import Left, calibration_texts, draw_documents, held_queries, publish
 from zerogr_ray.rows import docid_schema, document_schema
 from zerogr_ray.stage import Output
 from zerogr_ray.store import Folder
@@ -87,15 +87,20 @@ def test_the_index_keeps_the_losses_of_its_training_but_not_how_fast_it_was(left
     assert [json.loads(line) for line in record.splitlines()] == [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}]
 
 
+def texts_of(source, count):
+    return calibration_texts(draw_documents(source, count, seed=1), CalibrationConfig(texts=count))
+
+
 def test_calibration_texts_and_held_queries_are_the_same_however_the_corpus_is_cut(left, tmp_path):
-    texts = calibration_texts(left.source, CalibrationConfig(texts=3), seed=1)
+    texts = texts_of(left.source, 3)
     whole = pa.concat_tables([left.source.folder.read_table(shard) for shard in left.source.shards()])
     other = Output.at(Folder(tmp_path / "other"), "corpus", "k")
     other.folder.write_table("part-0.parquet", whole)
-    assert texts == calibration_texts(other, CalibrationConfig(texts=3), seed=1)
+    assert texts == texts_of(other, 3)
     assert len(set(texts)) == 3
     assert all(any(text in document for document in whole["text"].to_pylist()) for text in texts)
-    assert calibration_texts(left.source, CalibrationConfig(texts=0), seed=1) == ()
+    assert texts_of(left.source, 0) == ()
+    assert texts == calibration_texts(draw_documents(other, 5, seed=1), CalibrationConfig(texts=3))
     assert len(held_queries(left.pairs, 4)) == 4
     assert set(held_queries(left.pairs, 4)) <= set(held_queries(left.pairs, 6))
     assert held_queries(left.pairs, 100) == [], "six of a hundred say nothing"

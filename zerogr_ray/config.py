@@ -243,8 +243,8 @@ class DecodeConfig(Strict):
     prior_weight: float = Field(0.0, ge=0)
     """λ: every mode decides by logit − λ · prior, the prior being how likely an edge is for any query."""
     plan_ahead: int = Field(0, ge=0)
-    """Search only the n documents (k, where more are wanted) that the prompt's own next-token logits favour, as bags
-    of tokens; 0: all."""
+    """Search only the n documents (k, where more are wanted) that the plan favours (decoding/plan.py), by what the LM
+    says to the query before it writes a docid; 0: all."""
     own_terms: float = Field(0.5, ge=0)
     """Weight of the query's own words in that plan, beside those that the LM expects; for postings of terms."""
     gist: float = Field(0.3, ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from heapq import nsmallest
 from itertools import chain
@@ -41,6 +42,10 @@ USUAL_QUERIES, USUAL_DOCUMENTS = 32, 64
 """Passages and documents over which the mean is taken that gists leave out."""
 
 
+Drawn = tuple[int, dict[str, str]]
+"""(hash, document) of one that stands for the corpus."""
+
+
 @dataclass(frozen=True)
 class Left:
     """What the stages before have left."""
@@ -75,11 +80,12 @@ def publish(
     key, sizes = left.docids.folder.path.rpartition("-")[2], dict((left.source.done() or {})["sizes"])
     documents, build = index_documents(Tokenise(left.source, left.docids, left.format), work, key, sizes, quiet)
     model = fingerprint(left.tuned)
-    task = MeasurePriors(cfg.instruction, calibration_texts(left.source, cfg.calibration, cfg.seed))
+    drawn = draw_documents(left.source, max(cfg.calibration.texts, USUAL_DOCUMENTS if cfg.gists else 0), cfg.seed)
+    task = MeasurePriors(cfg.instruction, calibration_texts(drawn, cfg.calibration))
     queries = held_queries(left.pairs, cfg.calibration.queries)
     resources, bags = engine_resources(cfg.llm), left.bags
     if bags is not None and cfg.gists:
-        gists = gist_task(left.source, left.format, cfg)
+        gists = gist_task(drawn, left.format, cfg)
         written = Output.at(work, gists.name, gists.key(key, model))
         asking = (bags, left.source, written, gists, shared("the tuned model", left.tuned, work), resources)
         bags = clock.time("gists", lambda: add_gists(*asking, cfg.llm.engines, quiet, clock))
@@ -130,18 +136,17 @@ def publish(
     return read_manifest(target)
 
 
-def calibration_texts(source: Output, cfg: CalibrationConfig, seed: int) -> tuple[str, ...]:
-    """`cfg.texts` passages of the corpus, one each of the documents whose (seed, docno) have the lowest hashes."""
-    return tuple(_passage(number, document, cfg) for number, document in _drawn(source, cfg.texts, seed))
+def calibration_texts(drawn: Sequence[Drawn], cfg: CalibrationConfig) -> tuple[str, ...]:
+    """A passage each of the first `cfg.texts` of the documents drawn."""
+    return tuple(_passage(*one, cfg) for one in drawn[: cfg.texts])
 
 
-def gist_task(source: Output, fmt: PromptFormat, cfg: IndexConfig) -> WriteGists:
+def gist_task(drawn: Sequence[Drawn], fmt: PromptFormat, cfg: IndexConfig) -> WriteGists:
     """What is asked of each document, and of which passages and documents to learn what the LM says anyway."""
-    like = cfg.calibration
-    drawn = _drawn(source, USUAL_DOCUMENTS, cfg.seed)
+    like, drawn = cfg.calibration, drawn[:USUAL_DOCUMENTS]
     return WriteGists(
         cfg.instruction,
-        tuple(_passage(number, document, like) for number, document in drawn[:USUAL_QUERIES]),
+        tuple(_passage(*one, like) for one in drawn[:USUAL_QUERIES]),
         tuple(show(document["title"], document["text"], fmt, like.gist_doc_tokens) for _, document in drawn),
         like.gist_tokens,
         like.gist_doc_tokens,
@@ -149,8 +154,8 @@ def gist_task(source: Output, fmt: PromptFormat, cfg: IndexConfig) -> WriteGists
     )
 
 
-def _drawn(source: Output, most: int, seed: int) -> list[tuple[int, dict[str, str]]]:
-    """(hash, document) of the `most` documents whose (seed, docno) have the lowest hashes."""
+def draw_documents(source: Output, most: int, seed: int) -> list[Drawn]:
+    """The `most` documents whose (seed, docno) have the lowest hashes, lowest first."""
     lowest: list[tuple[int, str, int]] = []
     for shard in source.shards() if most else ():
         docnos = source.folder.read_table(shard, ["docno"])["docno"].to_pylist()

@@ -71,7 +71,7 @@ class SearchRequest(Strict):
     prior_weight: float | None = Field(None, ge=0, le=100)
     """Weight of the edge priors, in an index that has them."""
     plan_ahead: int | None = Field(None, ge=0, le=1_000_000)
-    """Search only so many documents, those that the prompt's logits favour, in an index that has postings."""
+    """Search only so many documents, those that the plan favours, in an index that has postings."""
     own_terms: float | None = Field(None, ge=0, le=100)
     """Weight of the query's own terms in that choice."""
     gist: float | None = Field(None, ge=0, le=100)

@@ -50,9 +50,8 @@ def fit(
 
     All of them may be URLs: every worker has its own copy then, and what is returned is this machine's.
     `held_out` are shards for early stop; `beside` holds for each shard a file with wrong docids, for rerank steps;
-    `buffer_rows` is as for ExampleStream. `on_progress` is called
-    in this process with each step's report. A product that the same call has finished before is returned at once.
-    Raises BuildError with the worker's own words.
+    `buffer_rows` is as for ExampleStream. `on_progress` is called in this process with each step's report. A product
+    that the same call has finished before is returned at once. Raises BuildError with the worker's own words.
     """
     # By their whole paths: Ray Train changes its workers' directory.
     data = _Data(

@@ -217,11 +217,7 @@ def forward_backward(
     if not math.isfinite(answer + ranking):
         bad = [p for p, some in zip(packs, sums_by_pack, strict=True) if not math.isfinite(sum(some))]
         raise BuildError(_diverged("loss", answer + ranking, step, bad))
-    return StepLosses(
-        answer / labels,
-        ranking / ranked if ranked else None,
-        int(all_tokens),
-    )
+    return StepLosses(answer / labels, ranking / ranked if ranked else None, int(all_tokens))
 
 
 def mean_loss(

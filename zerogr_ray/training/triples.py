@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zerogr_ray.corpus.fields import RowError, clean, parse_object, pick, text
 from zerogr_ray.corpus.files import lines, locate
@@ -23,9 +23,6 @@ from zerogr_ray.errors import InputError
 from zerogr_ray.rows import Rejected
 from zerogr_ray.store import hash64
 from zerogr_ray.training.validation import held_out_share, is_held_out
-
-if TYPE_CHECKING:
-    pass
 
 SHARD_BATCHES = 256
 """Batches of one shard."""
@@ -168,16 +165,12 @@ def learning_rows(task: str, triples: Iterable[Triple]) -> tuple[list[str], list
 
 
 def write_rows(
-    folder: Path,
-    columns: list[str],
-    rows: list[tuple[tuple[str, ...], str]],
-    cfg: Any,
+    folder: Path, columns: list[str], rows: list[tuple[tuple[str, ...], str]], cfg: Any
 ) -> tuple[list[Path], list[Path]]:
     """Write shards to train on, and one that is held out: (part-*.parquet, held-*.parquet).
 
-    Held out are whole documents, so that a generator is judged on texts it has never seen. `documents` numbers the
-    document of each row, for trainings that plan ahead. A row group is one batch, of rows with one instruction while
-    there are enough: what their prompts share is computed once.
+    Held out are whole documents, so that a generator is judged on texts it has never seen. A row group is one batch, of
+    rows with one instruction while there are enough: what their prompts share is computed once.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
