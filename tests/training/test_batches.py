@@ -23,15 +23,20 @@ def batches(draw: st.DrawFn) -> list[Example]:
 
 
 def unpacked(one: Pack) -> list[tuple[list[int], list[int], list[int]]]:
-    """Tokens seen, places asked and labels of each example, read off the mask alone, without using owner_T."""
+    """Tokens seen, places asked and labels of each example, read off the grid alone, without using owner_T."""
     found = []
-    sees = one.mask()[0, 0] == 0
-    for number in range(1, len(one.queries) + 1):
-        mine = [int(t) for t in (one.owner_T == number).nonzero()[0]]
-        seen = [int(t) for t in sees[mine[-1]].nonzero()[:, 0]]
-        asked = [i for i, place in enumerate(one.places_L) if int(place) in mine]
-        for place in mine:  # each own token sees exactly what comes before it in its example
-            assert [int(t) for t in sees[place].nonzero()[:, 0]] == [t for t in seen if t <= place]
+    row_T, place_T, sees_EPP = one.rows()
+    prefix = len(one.tokens_T) - len(row_T)
+    for number in range(len(one.queries)):
+        mine = (row_T == number).nonzero()[0]
+        token_at = {int(place_T[t]): prefix + int(t) for t in mine}
+        assert len(token_at) == len(mine)
+        for place, token in token_at.items():  # each own token sees exactly what comes before it in its example
+            assert [token_at[int(p)] for p in sees_EPP[number, place].nonzero()[0]] == [
+                t for t in token_at.values() if t <= token
+            ]
+        seen = [*range(prefix), *token_at.values()]
+        asked = [i for i, place in enumerate(one.places_L) if int(place) in token_at.values()]
         assert [int(p) for p in one.positions_T[seen]] == list(range(len(seen)))
         where = [seen.index(int(one.places_L[i])) for i in asked]
         found.append(([int(t) for t in one.tokens_T[seen]], where, [int(one.labels_L[i]) for i in asked]))

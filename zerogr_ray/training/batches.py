@@ -55,18 +55,22 @@ class Pack:
         """Examples whose answers are ranked."""
         return int(self.right_R.sum())
 
-    def mask(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Additive attention mask, shape (1, 1, T, T): 0 where row may see column, -inf elsewhere."""
-        import torch
+    def rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """The tokens behind the prefix on a grid of shape (E examples, P places), one row an example.
 
-        sees_SS = np.eye(len(self.above_S), dtype=bool)
+        Returns row and place of each, and which places see which, (E, P, P). All of them see the whole prefix.
+        """
+        root_S, sees_SS = np.arange(len(self.above_S)), np.eye(len(self.above_S), dtype=bool)
         for segment, above in enumerate(self.above_S):  # a segment comes after the one it continues
             sees_SS[segment] |= sees_SS[above]
-        owner_T = torch.from_numpy(self.owner_T).to(device)
-        at_T = torch.arange(len(owner_T), device=device)
-        seen = torch.from_numpy(sees_SS).to(device)[owner_T[:, None], owner_T[None, :]]
-        seen &= at_T[None, :] <= at_T[:, None]
-        return torch.zeros(seen.shape, device=device).masked_fill(~seen, float("-inf"))[None, None]
+            root_S[segment] = root_S[above] if above else segment
+        owner_T = self.owner_T[self.owner_T > 0]
+        starts, row_T = np.unique(root_S[owner_T], return_index=True, return_inverse=True)[1:]
+        place_T = np.arange(len(row_T)) - starts[row_T]
+        owner_EP = np.zeros((len(starts), int(place_T.max(initial=0)) + 1), dtype=np.int64)  # 0: no token lies there
+        owner_EP[row_T, place_T] = owner_T
+        seen = sees_SS[owner_EP[:, :, None], owner_EP[:, None, :]] & np.tri(owner_EP.shape[1], dtype=bool)
+        return row_T, place_T, seen & (owner_EP > 0)[:, None, :]
 
 
 def common_prefix(examples: Sequence[Example]) -> int:

@@ -92,8 +92,7 @@ def fit(
                 **_storage(storage),
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 logging_config=LoggingConfig(log_level="ERROR"),
-                # Ray gives a process OMP_NUM_THREADS=1, which some kernels read before torch is told otherwise.
-                worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cores())}} if not cfg.gpus else {},
+                worker_runtime_env={"env_vars": {} if cfg.gpus else _on_cpus()},
             ),
         )
         try:
@@ -108,6 +107,15 @@ def fit(
     if done := _done(place, fingerprint, product):
         return done
     raise BuildError(f"training ended, but {place}/{product} is not there; all workers must see the same {place}")
+
+
+def _on_cpus() -> dict[str, str]:
+    """Environment of a worker that trains on CPUs: what libraries read before they can be told otherwise."""
+    return {
+        "OMP_NUM_THREADS": str(cores()),  # Ray gives a process 1
+        "MALLOC_ARENA_MAX": "1",  # the training's thread would get an arena that no large block comes from (memory.py)
+        "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for huge pages
+    }
 
 
 def _done(folder: str, fingerprint: str, product: Product) -> Path | None:

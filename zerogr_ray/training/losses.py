@@ -36,17 +36,20 @@ def pack_losses(model: PreTrainedModel, pack: Pack, rerank_token: int | None = N
     import torch
     from torch.nn.functional import cross_entropy
 
+    from zerogr_ray.training.attention import Layout, by_example, laid_out
+
     def on_device(values: object) -> torch.Tensor:
         return torch.as_tensor(values, device=model.device)
 
     labels = len(pack.labels_L)
-    output = model(
-        input_ids=on_device(pack.tokens_T)[None],
-        position_ids=on_device(pack.positions_T)[None],
-        attention_mask=pack.mask(model.device),
-        logits_to_keep=on_device(np.concatenate([pack.places_L, pack.scored_R])),
-        use_cache=False,
-    )
+    by_example(model)
+    with laid_out(Layout.of(pack, model.device)):
+        output = model(
+            input_ids=on_device(pack.tokens_T)[None],
+            position_ids=on_device(pack.positions_T)[None],
+            logits_to_keep=on_device(np.concatenate([pack.places_L, pack.scored_R])),
+            use_cache=False,
+        )
     logits = output.logits[0].float()
     answers = cross_entropy(logits[:labels], on_device(pack.labels_L), reduction="sum")
     if not pack.ranked or rerank_token is None:
