@@ -3,9 +3,10 @@
     python benchmarks/ablations.py --out benchmarks/results/ablations.json     2 CPU cores: hours; resumable
     python benchmarks/ablations.py --only adi --variant full --variant untrained
 
-Every variant is built by `zerogr index` with other settings and measured as in quality.py, nDCG@10. The index of the
-full variant is then searched in every mode, with and without a plan: reverse annealing (reference) against sampling,
-beam and top_k. `per_document` says how quality grows with the number of pseudo-queries of a document.
+Every variant is built by `zerogr index` with other settings, from the stages of the others that it shares, and measured
+as in quality.py, nDCG@10. The index of the full variant is then searched in every mode, with and without a plan:
+reverse annealing (reference) against sampling, beam and top_k. `per_document` says how quality grows with the number of
+pseudo-queries of a document.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def main() -> None:
 
         def built(folder: str, changed: dict[str, Any], name: str = name, root: Path = root) -> dict[str, Any]:
             settings = [f"{key}={json.dumps(value) if value != '' else ''}" for key, value in (FULL | changed).items()]
-            figures = one(name, arguments.data, root / folder.replace(" ", "-"), settings)[0]
+            figures = one(name, arguments.data, root / folder.replace(" ", "-"), settings, root / "work")[0]
             print(name, folder, figures, file=sys.stderr)
             return figures
 

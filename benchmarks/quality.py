@@ -87,8 +87,13 @@ def main() -> None:
         arguments.out.write_text(text + "\n", encoding="utf-8")
 
 
-def one(name: str, data: Path, folder: Path, settings: list[str]) -> tuple[dict[str, Any], float]:
-    """The figures of one collection, built in `folder`, and the seconds that building and searching took in all."""
+def one(
+    name: str, data: Path, folder: Path, settings: list[str], work: Path | None = None
+) -> tuple[dict[str, Any], float]:
+    """The figures of one collection, built in `folder`, and the seconds that building and searching took in all.
+
+    Builds that are given the same `work` share the stages that they have in common.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     source = scifact_slice(data / "scifact", folder / "collection") if name == "scifact-60" else data / name
     index, done = folder / "index", folder / "result.json"
@@ -97,7 +102,7 @@ def one(name: str, data: Path, folder: Path, settings: list[str]) -> tuple[dict[
     started, before = time.monotonic(), float(spent.read_text()) if spent.exists() else 0.0
     chosen = [argument for setting in settings for argument in ("--set", setting)]
     zerogr = Path(sys.executable).with_name("zerogr")
-    command = [zerogr, "index", source, index, "--instruction", instruction, *chosen]
+    command = [zerogr, "index", source, index, "--work", work or f"{index}.work", "--instruction", instruction, *chosen]
     try:
         subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
     finally:

@@ -44,6 +44,8 @@ SMALL = [
     "--set",
     "queries.adapter=",  # so that one engine writes both
     "--set",
+    "docids.adapter=",
+    "--set",
     "docids.max_new_tokens=12",
     "--set",
     "training.epochs=4",

@@ -1,7 +1,8 @@
 """From a corpus to an index folder: the list of stages, each of which finds what it has already done.
 
     corpus ─┬─ docids ── distinct ─┬─ pairs ─┬──────────────┬─ training ─┬─ index
-            ├─ queries ── filter ──┘         └─ candidates ─┘            │
+            ├─ queries ── filter ──┤         └─ candidates ─┘            │
+            │                      └─ expected ──────────────────────────┤
             └─ bags ─────────────────────────────────────────────────────┘
 
 A stage's key is made of what it depends on, so a changed setting rebuilds what follows from it and no more.
@@ -43,8 +44,9 @@ from zerogr_ray.generation.writer import Writer, engine_resources
 from zerogr_ray.index.bundle import check_target, open_index
 from zerogr_ray.index.manifest import FORMAT, MANIFEST, read_manifest
 from zerogr_ray.models import find_model, fingerprint, load_format
-from zerogr_ray.publish import Left, publish
+from zerogr_ray.publish import USUAL_DOCUMENTS, Left, draw_places, publish
 from zerogr_ray.published import find_published
+from zerogr_ray.queries.expected import Asked, ExpectWords, expect_words, expected_key
 from zerogr_ray.queries.filter import filter_key, filter_queries
 from zerogr_ray.queries.generate import WriteQueries
 from zerogr_ray.s3 import is_url, place_of
@@ -138,6 +140,10 @@ def build_index(
             if plan.kept != plan.queries:
                 wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet, clock, pool)
                 clock.time("filter", lambda: filter_queries(*wanted))
+            expected = Output.at(folder, "expected", plan.expected) if plan.expected else None
+            if expected is not None:
+                expecting = (cfg, ready[-1], source, known, kept, expected, quiet, clock)
+                clock.time("expected", lambda: _expect(*expecting))
             held = held_out_share(facts["rows"] * cfg.queries.per_document, cfg.training)
             clock.time(
                 "pairs", lambda: write_pairs(source, distinct, kept, pairs, cfg.queries, facts["sizes"], quiet, held)
@@ -162,7 +168,7 @@ def build_index(
                 **({} if reserved is None else {"rerank_token": reserved}),
             }
             bags = Bags.open(str(weighed.folder)) if weighed is not None else None
-            left = Left(source, distinct, pairs, bags, tuned, prompt_format)
+            left = Left(source, distinct, pairs, expected, bags, tuned, prompt_format)
             manifest = clock.time("index", lambda: publish(target, left, cfg, about, folder, quiet, clock))
     clock.seconds["start"] = time.monotonic() - clock.began - sum(clock.seconds.values())
     seconds = {name: round(spent, 3) for name, spent in clock.seconds.items()}
@@ -189,6 +195,8 @@ class _Plan:
     queries: str
     kept: str
     """The filtered queries; the queries themselves where the filter is off."""
+    expected: str
+    """What queries are expected to say; "" where the index shall not hold it."""
     pairs: str
     candidates: str
     bags: str
@@ -202,14 +210,15 @@ class _Plan:
         distinct = distinct_key(docids, cfg.docids) if cfg.docids.distinct else docids
         queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, writers[1])
         kept = filter_key(queries, cfg.queries) if cfg.queries.filter.active and cfg.queries.per_document else queries
+        expected = expected_key(kept, writers[1], cfg.queries, cfg.instruction, cfg.seed) if cfg.expected else ""
         held = [cfg.training.held_out, cfg.training.held_out_most]
         pairs = key_of("pairs", 4, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
         candidates = key_of("candidates", 1, pairs, cfg.training.rerank_candidates, cfg.training.seed)
         recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
-        bags = key_of("bags", 2, corpus, prompts) if cfg.postings == "terms" else ""
+        bags = key_of("bags", 3, corpus, prompts) if cfg.postings == "terms" else ""
         training = key_of("training", 4, pairs, model, cfg.instruction, recipe)
-        index = key_of("index", FORMAT, training, cfg.postings, bags, cfg.calibration.model_dump())
-        return cls(docids, distinct, queries, kept, pairs, candidates, bags, training, index)
+        index = key_of("index", FORMAT, training, cfg.postings, bags, expected, cfg.calibration.model_dump())
+        return cls(docids, distinct, queries, kept, expected, pairs, candidates, bags, training, index)
 
 
 def _current(target: str, key: str) -> dict[str, Any] | None:
@@ -298,6 +307,25 @@ def _generate(
         if missing := sorted(set(sizes) - set(output.shards())):
             raise BuildError(f"{output.folder} lacks {missing[0]}; run the same command again")
         output.finish(facts["rows"])
+
+
+def _expect(
+    cfg: IndexConfig,
+    writer: str,
+    source: Output,
+    known: Frequencies,
+    queries: Output,
+    expected: Output,
+    quiet: bool,
+    clock: Clock,
+) -> None:
+    """What queries for the documents are expected to say, by the LM that wrote them."""
+    sample = []
+    for _, shard, row in draw_places(source, USUAL_DOCUMENTS, cfg.seed):
+        document, asked = (output.folder.read_table(shard).slice(row, 1).to_pylist()[0] for output in (source, queries))
+        sample.append(Asked.of({**document, **asked}))
+    task = ExpectWords(cfg.queries, cfg.instruction, tuple(sample), known)
+    expect_words(source, queries, expected, task, writer, engine_resources(cfg.llm), cfg.llm.engines, quiet, clock)
 
 
 def _distinguish(

@@ -60,6 +60,10 @@ class PromptFormat:
             [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
         )
 
+    def own_tokens(self, query: str, tokens: int) -> list[int]:
+        """The query's tokens as they would stand within a sentence, the first `tokens` of them."""
+        return self.tokens([f" {self.shorten(query, tokens)}"])[0]
+
     def render(self, instruction: str, user: str, examples: Sequence[tuple[str, str]] = ()) -> str:
         """The prompt as text: the instruction, earlier turns (user, assistant), the user's message, an open answer.
 

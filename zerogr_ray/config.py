@@ -154,6 +154,9 @@ class QueryConfig(Strict):
     """Passages of the document itself that also serve as queries, at most."""
     passage_words: int = Field(16, ge=1)
     """Words of one passage."""
+    expected_tokens: int = Field(64, ge=0)
+    """Tokens kept of what queries for a document are expected to say (queries/expected.py), for plans: one more forward
+    of the LM a document. 0: none. Where an index has no gists, and with llm.tensor_parallel, there are none anyway."""
     mix: QueryMix | None = None
     """Kinds of queries; unset, the words of the instruction decide (see queries/kinds.py)."""
     examples: int = Field(4, ge=0, le=8)
@@ -250,6 +253,8 @@ class DecodeConfig(Strict):
     gist: float = Field(0.3, ge=0)
     """Weight, in that plan, of what the LM would name of a document itself, beside the document's own words; for an
     index with gists (calibration.gist_tokens)."""
+    asked: float = Field(0.2, ge=0)
+    """Weight, in that plan, of the query's own tokens against what queries for a document are expected to say."""
     lookahead: float = Field(0.0, ge=0)
     """Every mode decides by logit + lookahead · (best plan score below the child − best below the node), so that a
     docid is as likely as LM and plan together make it. Needs plan_ahead."""
@@ -322,6 +327,15 @@ class IndexConfig(Strict):
     def gists(self) -> bool:
         """Whether the index holds what the LM says that its documents are about (decoding/gists.py)."""
         return self.postings == "terms" and bool(self.calibration.texts and self.calibration.gist_tokens)
+
+    @property
+    def expected(self) -> bool:
+        """Whether beside them lies what queries are expected to say (queries/expected.py), in one process's memory."""
+        return (
+            self.gists
+            and bool(self.queries.per_document and self.queries.expected_tokens)
+            and (self.llm.tensor_parallel == 1)
+        )
 
 
 def read_config(path: Path, kind: type[C], overrides: dict[str, Any] | None = None) -> C:

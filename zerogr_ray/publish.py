@@ -53,6 +53,8 @@ class Left:
     source: Output
     docids: Output
     pairs: Output
+    expected: Output | None
+    """What queries for the documents are expected to say; None where there are none."""
     bags: Bags | None
     """What the documents are about, in the order of the source; None where the index shall not hold it."""
     tuned: Path
@@ -86,8 +88,10 @@ def publish(
     resources, bags = engine_resources(cfg.llm), left.bags
     if bags is not None and cfg.gists:
         gists = gist_task(drawn, left.format, cfg)
-        written = Output.at(work, gists.name, gists.key(key, model))
-        asking = (bags, left.source, written, gists, shared("the tuned model", left.tuned, work), resources)
+        beside = left.expected.folder.path.rpartition("-")[2] if left.expected is not None else ""
+        written = Output.at(work, gists.name, gists.key(key, model, beside))
+        place = shared("the tuned model", left.tuned, work)
+        asking = (bags, left.source, written, left.expected, gists, place, resources)
         bags = clock.time("gists", lambda: add_gists(*asking, cfg.llm.engines, quiet, clock))
     about = {
         **about,
@@ -156,13 +160,21 @@ def gist_task(drawn: Sequence[Drawn], fmt: PromptFormat, cfg: IndexConfig) -> Wr
 
 def draw_documents(source: Output, most: int, seed: int) -> list[Drawn]:
     """The `most` documents whose (seed, docno) have the lowest hashes, lowest first."""
+    columns = ["docno", "title", "text"]
+    return [
+        (number, source.folder.read_table(shard, columns).slice(row, 1).to_pylist()[0])
+        for number, shard, row in draw_places(source, most, seed)
+    ]
+
+
+def draw_places(source: Output, most: int, seed: int) -> list[tuple[int, str, int]]:
+    """(hash, shard, row) of the same documents."""
     lowest: list[tuple[int, str, int]] = []
     for shard in source.shards() if most else ():
         docnos = source.folder.read_table(shard, ["docno"])["docno"].to_pylist()
         numbers = ((hash64(str(seed), docno), shard, row) for row, docno in enumerate(docnos))
         lowest = nsmallest(most, chain(lowest, numbers))
-    columns = ["docno", "title", "text"]
-    return [(n, source.folder.read_table(shard, columns).slice(row, 1).to_pylist()[0]) for n, shard, row in lowest]
+    return lowest
 
 
 def _passage(number: int, document: dict[str, str], cfg: CalibrationConfig) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.tiny import tiny_tokenizer
 from zerogr_ray.chat import PromptFormat
@@ -77,3 +80,37 @@ def test_a_word_begins_with_the_token_of_the_form_that_is_written_most_often():
     assert begins[word("write")] == write, "of equals, the first in the alphabet"
     assert (begins != UNKNOWN).sum() == 3, "what no text holds is unknown"
     assert len(begins) == BUCKETS
+
+
+def test_words_that_english_derives_from_each_other_are_one():
+    for one, other in (
+        ("classify", "classification"),
+        ("recognize", "recognition"),
+        ("describe", "description"),
+        ("resolve", "resolution"),
+        ("assume", "assumption"),
+        ("synthesize", "synthesis"),
+        ("international", "internationally"),
+    ):
+        assert word(one) == word(other), (one, other)
+    assert word("unit") != word("un")
+    assert word("part number 20231105".split()[2]) != word("20231106"), "what has a digit is told apart to its end"
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12), st.integers(1, 5))
+def test_two_bags_of_a_document_add_up(pairs, documents):
+    def table(number):
+        rows = [{} for _ in range(documents)]
+        for place, (word, weight) in enumerate(pairs):
+            if place % 2 == number:
+                rows[place % documents][word] = weight * 28
+        return rows, pa.table(
+            [[sorted(row) for row in rows], [[row[w] for w in sorted(row)] for row in rows]], schema=module.BAG
+        )
+
+    (some, one), (more, other) = table(0), table(1)
+    found = module.added(one, other)
+    assert found.schema == module.BAG
+    for row, a, b in zip(found.to_pylist(), some, more, strict=True):
+        assert row["words"] == sorted({*a, *b})
+        assert row["weights"] == [min(255, a.get(w, 0) + b.get(w, 0)) for w in row["words"]]

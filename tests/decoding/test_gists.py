@@ -110,8 +110,12 @@ def test_a_plan_takes_the_gists_of_query_and_documents(bags, engine, tmp_path):
     z = after(engine, prompt)
     postings = retriever.bundle.postings
     np.testing.assert_array_equal(postings.prior, bags.prior)
-    gain = term_gain(z, bags.prior, postings.begins, query_bag(query), cfg.own_terms, cfg.gist)
-    assert np.allclose(gain[BUCKETS:], 0.7 * gist(z, bags.prior), atol=1e-3)
+    own = engine.format.own_tokens(query, cfg.query_tokens)
+    gain = term_gain(z, bags.prior, postings.begins, query_bag(query), cfg.own_terms, cfg.gist, (own, cfg.asked))
+    wanted = 0.7 * gist(z, bags.prior)
+    wanted[list(set(own))] += cfg.asked / len(set(own)) ** 0.5
+    assert engine.format.tokenizer.decode(own) == f" {query}"
+    assert np.allclose(gain[BUCKETS:], wanted, atol=1e-3)
     scores = bag_scores(postings, gain, np.arange(len(TEXTS)))
     best = np.argsort(-scores, kind="stable")[:5]
     hits = retriever.search(query, 5, config=cfg)
@@ -155,7 +159,7 @@ def test_a_compacted_index_keeps_its_gists(bags, engine, tmp_path):
 
 def test_the_task_s_key_changes_with_what_is_asked():
     keys = {
-        replace(TASK, **changed).key("corpus", "model")
+        replace(TASK, **changed).key("corpus", "model", "")
         for changed in ({}, {"most": 9}, {"texts": ("a",)}, {"sample": ("b",)}, {"instruction": "c"}, {"doc_tokens": 9})
     }
-    assert len({*keys, TASK.key("other", "model"), TASK.key("corpus", "other")}) == 8
+    assert len({*keys, TASK.key("other", "model", ""), TASK.key("corpus", "other", "")}) == 8

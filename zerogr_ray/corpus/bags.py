@@ -7,9 +7,9 @@
 That lies between BM25, which does not look at the vector's length, and the cosine, which divides by it. Only the MOST
 heaviest words are kept; a weight is stored in steps of 1 / STEPS.
 
-A word is the stem of a term, hashed to one of BUCKETS numbers. The next-token distribution of an LM is a vector over
-tokens; what it expects of a word is what it expects of the token that begins the word as it is mostly written.
-Planning ahead compares the two (see decoding/plan.py).
+A word is the family of a term (see `families`), hashed to one of BUCKETS numbers. The next-token distribution of an LM
+is a vector over tokens; what it expects of a word is what it expects of the token that begins the word as it is mostly
+written. Planning ahead compares the two (see decoding/plan.py).
 
 A bag may hold gists too: tokens that the LM itself would name of the document (see decoding/gists.py). Token v of the
 vocabulary is then word BUCKETS + v, and begins with itself.
@@ -46,6 +46,21 @@ MOST = 256
 
 BUCKETS = 1 << 20
 """Numbers that words are hashed to: two of a million words share one now and then, as two meanings share a word."""
+
+FAMILY = 7
+"""Letters of a stem by which words are told apart (a truncated stem; McNamee and Mayfield, 2004)."""
+
+RECODED = {
+    "fi": "f",  # classify, classification
+    "nit": "n",  # recognition, recognize
+    "ript": "rib",  # description, describe
+    "ceiv": "cept",  # perceive, perception
+    "olut": "olv",  # resolution, resolve
+    "umpt": "um",  # assumption, assume
+    "orpt": "orb",  # absorption, absorb
+    "thesi": "thes",  # synthesis, synthesize
+}
+"""Endings of stems that English writes in two ways and Snowball leaves apart (as Lovins's stemmer recodes; 1968)."""
 
 STEPS = 128
 """Weights are multiples of 1 / STEPS, and below 2."""
@@ -140,7 +155,20 @@ def laid_out(starts: Ints, lengths: Ints) -> tuple[Ints, Ints]:
 
 def words_of(text: str) -> Counter[int]:
     """How often each word comes in a text, stop words left out."""
-    return Counter(map(_bucket, stemmed([term for term in terms(text) if term not in STOP_WORDS])))
+    return Counter(map(_bucket, families([term for term in terms(text) if term not in STOP_WORDS])))
+
+
+def families(terms: list[str]) -> list[str]:
+    """What each term and its derivations have in common: of its stem, recoded, the first FAMILY letters.
+
+    A term with a digit stays as long as its stem is: part numbers often begin alike.
+    """
+    found = []
+    for stem in stemmed(terms):
+        ending = next((end for end in RECODED if stem.endswith(end) and len(stem) > len(end) + 2), "")
+        stem = stem.removesuffix(ending) + RECODED.get(ending, "")
+        found.append(stem[:FAMILY] if stem.isalpha() else stem)
+    return found
 
 
 def query_bag(query: str) -> tuple[Ints, NDArray[np.float32]]:
@@ -153,18 +181,18 @@ def first_tokens(fmt: PromptFormat, texts: Iterable[str]) -> Ints:
     """(BUCKETS,): the token that begins each word of these texts, in a sentence, as it is written most often."""
     forms = Counter(term for text in texts for term in terms(text) if term not in STOP_WORDS)
     often: dict[int, str] = {}
-    for form, stem in zip(forms, stemmed(list(forms)), strict=True):
-        known = often.setdefault(_bucket(stem), form)
+    for form, family in zip(forms, families(list(forms)), strict=True):
+        known = often.setdefault(_bucket(family), form)
         if (forms[form], known) > (forms[known], form):  # of equals the first in the alphabet
-            often[_bucket(stem)] = form
+            often[_bucket(family)] = form
     begins = np.full(BUCKETS, UNKNOWN)
     if often:
         begins[list(often)] = [tokens[0] for tokens in fmt.tokens([f" {form}" for form in often.values()])]
     return begins
 
 
-def _bucket(stem: str) -> int:
-    return zlib.crc32(stem.encode()) % BUCKETS
+def _bucket(family: str) -> int:
+    return zlib.crc32(family.encode()) % BUCKETS
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +234,38 @@ class WordStatistics:
         scale = STEPS / max(float(np.linalg.norm(weights)) * self.norm, 1e-9) ** 0.5
         steps = np.minimum(np.rint(scale * weights), 255).astype(np.int64)
         return words[steps > 0], steps[steps > 0]
+
+
+def unit_bag(weights_V: NDArray[np.floating], most: int, by_V: NDArray[np.floating]) -> tuple[Ints, Ints]:
+    """The `most` tokens that are best by `by_V`: (words from BUCKETS on, ascending; weights in steps, at unit length).
+
+    Tokens of weight 0 are left out.
+    """
+    tokens = np.argsort(-by_V, kind="stable")[:most]
+    weights = weights_V[tokens] / max(float(np.linalg.norm(weights_V[tokens])), 1e-9)
+    steps = np.rint(STEPS * weights).astype(np.int64)
+    kept = np.flatnonzero(steps)
+    order = kept[np.argsort(tokens[kept])]
+    return BUCKETS + tokens[order], steps[order]
+
+
+def added(one: pa.Table, other: pa.Table) -> pa.Table:
+    """Two tables of schema BAG over the same documents as one: what both hold counts as much as in both together."""
+    rows, words, weights = (np.concatenate(parts) for parts in zip(*map(_flat, (one, other)), strict=True))
+    order = np.lexsort((words, rows))
+    rows, words, weights = rows[order], words[order], weights[order].astype(np.int64)
+    first = np.flatnonzero(np.diff(rows, prepend=-1) | np.diff(words.astype(np.int64), prepend=-1))
+    sums = np.minimum(np.add.reduceat(weights, first), 255) if len(first) else weights
+    starts = np.searchsorted(rows[first], np.arange(one.num_rows + 1)).astype(np.int32)
+    columns = [pa.array(words[first], pa.uint32()), pa.array(sums, pa.uint8())]
+    return pa.table([pa.ListArray.from_arrays(starts, column) for column in columns], schema=BAG)
+
+
+def _flat(table: pa.Table) -> tuple[Ints, Ints, Ints]:
+    """(row, word, weight) of everything in a table of schema BAG."""
+    words, weights = (table[name].combine_chunks() for name in ("words", "weights"))
+    rows = np.repeat(np.arange(table.num_rows), words.value_lengths().to_numpy(zero_copy_only=False))
+    return rows, words.flatten().to_numpy(), weights.flatten().to_numpy()
 
 
 def make_bags(texts: Sequence[str], statistics: WordStatistics | None = None) -> pa.Table:

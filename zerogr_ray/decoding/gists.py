@@ -8,6 +8,9 @@ its mean over passages of the corpus for queries, over documents for documents. 
 words that query and document hold themselves (see plan.py): a query finds documents that are about what it is about
 and share no word with it.
 
+Beside a document's gist lies what queries for it are expected to say (queries/expected.py), if it has queries: the two
+are added up.
+
 A document's gist is computed once, when the index is built and by the tuned LM, on Ray Data shard by shard.
 """
 
@@ -23,7 +26,7 @@ from numpy.typing import NDArray
 
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import CacheConfig
-from zerogr_ray.corpus.bags import BAG, BUCKETS, STEPS, Bags
+from zerogr_ray.corpus.bags import BAG, Bags, added, unit_bag
 from zerogr_ray.decoding.plan import expected_tokens
 from zerogr_ray.decoding.priors import Calibrator
 from zerogr_ray.docids.generate import show
@@ -72,10 +75,10 @@ class WriteGists:
     query_tokens: int
     name: str = "gists"
 
-    def key(self, corpus: str, model: str) -> str:
-        """Changes with the documents, the model that is asked, and what it is asked."""
+    def key(self, corpus: str, model: str, expected: str) -> str:
+        """Changes with the documents, the model that is asked, what it is asked, and what lies beside ("" for none)."""
         about = (self.instruction, self.texts, self.sample, self.most, self.doc_tokens, self.query_tokens)
-        return key_of("gists", 1, corpus, model, *about, ASKED_OF_QUERY, ASKED_OF_DOCUMENT)
+        return key_of("gists", 2, corpus, model, expected, *about, ASKED_OF_QUERY, ASKED_OF_DOCUMENT)
 
     def __call__(self, documents: pa.Table, engine: GistModel) -> pa.Table:
         """Rows of BAG, one per document, in order; a document's words are tokens of the vocabulary, from BUCKETS on."""
@@ -85,7 +88,8 @@ class WriteGists:
         shown = [show(row["title"], row["text"], engine.format, self.doc_tokens) for row in rows]
         usual = engine.usual(self)
         z_DV = engine.logprobs(document_prompts(engine.format, shown))
-        bags = [_heaviest(expected_tokens(z_V, usual), self.most) for z_V in z_DV]
+        gists = [expected_tokens(z_V, usual) for z_V in z_DV]
+        bags = [unit_bag(gist_V, self.most, gist_V) for gist_V in gists]
         return pa.table([[tokens for tokens, _ in bags], [weights for _, weights in bags]], schema=BAG)
 
 
@@ -127,9 +131,16 @@ class GistModel:
 class GistWriter(Calibrator):
     """Ray Data actor: the gists of one shard after another."""
 
-    def __init__(self, source: Output, tasks: list[tuple[Any, Output]], model: str | Path, device: str) -> None:
+    def __init__(
+        self,
+        source: Output,
+        tasks: list[tuple[Any, Output]],
+        model: str | Path,
+        device: str,
+        expected: Output | None = None,
+    ) -> None:
         super().__init__(source, tasks, model, device)
-        self.gists = GistModel(self.model.model, self.model.format)
+        self.gists, self.expected = GistModel(self.model.model, self.model.format), expected
 
     def work(self, shard: str, task: Any, output: Output) -> tuple[int, int]:
         """Write those of one shard."""
@@ -139,6 +150,8 @@ class GistWriter(Calibrator):
         gists = task(self.source.folder.read_table(shard, ["title", "text"]), self.gists)
         if not output.folder.exists(PRIOR):
             output.folder.write_table(PRIOR, pa.table({"prior": self.gists.prior(task)}))
+        if self.expected is not None:
+            gists = added(gists, self.expected.folder.read_table(shard))
         output.folder.write_table(shard, gists)
         return gists.num_rows, self.gists.tokens - before
 
@@ -147,6 +160,7 @@ def add_gists(
     bags: Bags,
     source: Output,
     gists: Output,
+    expected: Output | None,
     task: WriteGists,
     model: str | Path,
     resources: dict[str, Any],
@@ -159,17 +173,7 @@ def add_gists(
     `model` is a folder that all actors see, or its URL. What an interrupted run has written to `gists` stays written.
     """
     sizes = dict((source.done() or {})["sizes"])
-    given = {"model": model, "device": "cuda" if resources.get("num_gpus") else "cpu"}
+    given = {"model": model, "device": "cuda" if resources.get("num_gpus") else "cpu", "expected": expected}
     clock.add(map_shards(source, [(task, gists)], GistWriter, given, resources, actors, sizes.__getitem__, quiet))
     prior = gists.folder.read_table(PRIOR)["prior"].to_numpy()
     return bags.with_gists((gists.folder.read_table(shard) for shard in source.shards()), prior)
-
-
-def _heaviest(gist_V: Floats, most: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(tokens from BUCKETS on, ascending; weights in steps) of a gist's `most` heaviest tokens, at unit length."""
-    tokens = np.argsort(-gist_V, kind="stable")[:most]
-    weights = gist_V[tokens] / max(float(np.linalg.norm(gist_V[tokens])), 1e-9)
-    steps = np.rint(STEPS * weights).astype(np.int64)
-    kept = np.flatnonzero(steps)
-    order = kept[np.argsort(tokens[kept])]
-    return BUCKETS + tokens[order], steps[order]

@@ -14,7 +14,7 @@ from zerogr_ray.published import current
 from zerogr_ray.s3 import is_url, place_of
 from zerogr_ray.store import Folder, sha256_of
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 
 

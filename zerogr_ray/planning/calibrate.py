@@ -145,8 +145,7 @@ def _calibration(
         per_second=sum(row["tokens"] for row in log[1:]) / len(log[1:]) / warm,
         fixed=max(0.0, few.seconds["training"] - sum(row["seconds"] for row in log) + late),
     )
-    if "gists" in few.spent:
-        stages["gists"] = _gists(few)
+    stages |= {name: _forwards(name, few) for name in ("expected", "gists") if name in few.spent}
     stages |= _filtering(found, few.seconds.get("filter", 0.0), cfg)
     stages |= _searching(index, cfg, found, few)
     written = few.queries.get("written", 0)
@@ -166,11 +165,11 @@ def _calibration(
     )
 
 
-def _gists(few: BuildReport) -> Speed:
+def _forwards(name: str, few: BuildReport) -> Speed:
     """Of the LM's forwards; what it is asked before the first document is counted with the plan's tokens."""
-    spent = few.spent["gists"]
+    spent = few.spent[name]
     rate = spent.tokens / max(1e-9, sum(spent.seconds))
-    return Speed(unit="tokens", per_second=rate, fixed=max(0.0, few.seconds["gists"] - sum(spent.seconds)))
+    return Speed(unit="tokens", per_second=rate, fixed=max(0.0, few.seconds[name] - sum(spent.seconds)))
 
 
 def _warm(seconds: Sequence[float]) -> tuple[float, float]:

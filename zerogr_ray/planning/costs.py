@@ -233,6 +233,12 @@ class _Bill:
             extra = ranking + among / self.stages["finder"].per_second
             network = self.text + 3 * self.queries
             self.add("filter", self.written, cores, FINDER_BYTES * among, self.queries, network, extra)
+        if cfg.expected:
+            memory = 2.0 * self.weights + work.queries.answer * self.shape.vocabulary * LOGIT_BYTES
+            size = BAG_BYTES * cfg.queries.expected_tokens * N
+            amount = (N + min(N, USUAL_DOCUMENTS) * (self.engines - 1)) * work.expected_tokens
+            network = self.text + self.queries + 2 * size
+            self.add("expected", amount, self.units, memory - DRIVER, size, network)
         joined = self.text + self.docids + self.queries + self.pairs
         self.add("pairs", N, storage=self.pairs, network=joined)
         if cfg.postings == "terms":
@@ -263,7 +269,8 @@ class _Bill:
         if self.cfg.gists:
             usual = (USUAL_QUERIES + USUAL_DOCUMENTS) * self.engines  # each worker asks for them first
             memory = 2.0 * self.weights + GISTS_AT_ONCE * self.shape.vocabulary * 4
-            size = BAG_BYTES * cfg.gist_tokens * N
+            beside = self.cfg.queries.expected_tokens if self.cfg.expected else 0
+            size = BAG_BYTES * (cfg.gist_tokens + beside) * N
             amount = (N + usual) * work.gist_tokens
             self.add("gists", amount, self.units, memory - DRIVER, size, self.text + 2 * size)
         if cfg.texts:

@@ -19,7 +19,7 @@ from zerogr_ray.config import Strict
 from zerogr_ray.errors import InputError
 from zerogr_ray.planning.work import ModelShape, Texts, Work
 
-LM_STAGES = ("docids", "queries", "training", "gists", "priors", "decoding", "serving")
+LM_STAGES = ("docids", "queries", "training", "expected", "gists", "priors", "decoding", "serving")
 """Those whose speed is the model's."""
 
 
@@ -58,8 +58,9 @@ class Calibration(Strict):
 
     @model_validator(mode="after")
     def _older(self) -> Calibration:
-        """One without gists, which are forwards of the same LM as priors."""
-        self.stages.setdefault("gists", self.stages["priors"])
+        """One without gists or expected words, which are forwards of an LM as priors are."""
+        for name in ("gists", "expected"):
+            self.stages.setdefault(name, self.stages["priors"])
         return self
 
 
@@ -134,7 +135,7 @@ def published(measured: Calibration, gpus: Gpus, shape: ModelShape, work: Work, 
         trained = near["tokens_per_second"] * near["parameters"] / shape.parameters
     search = prefill / (work.query_tokens + draws * work.docid_tokens)
     rates = {"docids": of(work.docids), "queries": of(work.queries), "training": trained}
-    rates |= {"gists": prefill, "priors": prefill, "decoding": search, "serving": search}
+    rates |= {"expected": prefill, "gists": prefill, "priors": prefill, "decoding": search, "serving": search}
     return _with_speeds(measured, rates)
 
 

@@ -21,7 +21,8 @@ from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.decoding.gists import document_prompts
 from zerogr_ray.docids.generate import WriteDocIds, show
 from zerogr_ray.generation.engine import Sampling
-from zerogr_ray.queries.generate import WriteQueries, stand_ins
+from zerogr_ray.queries.expected import MOST_QUERIES
+from zerogr_ray.queries.generate import WriteQueries, query_prompt, stand_ins
 from zerogr_ray.rows import Document, document_schema
 from zerogr_ray.training.batches import pack
 from zerogr_ray.training.examples import ExampleStream
@@ -91,10 +92,12 @@ class Work:
     """Of a docid, with the end of the turn."""
     query_tokens: float
     """Of a retriever's prompt."""
+    expected_tokens: float
+    """Of the prompt behind which its queries' words are expected, and of these queries."""
     gist_tokens: float
     """Of the prompt that asks for its gist."""
     terms: float
-    """Weighted words in its bag, those of its gist included."""
+    """Weighted words in its bag, those of its gist and of what is asked included."""
     source_bytes: float
     docid_bytes: float
     query_bytes: float
@@ -159,14 +162,28 @@ def count_work(
         example_tokens=forwarded / max(1, len(examples)),
         docid_tokens=docid_tokens,
         query_tokens=sum(len(e.prompt) for e in examples) / max(1, len(examples)),
+        expected_tokens=_expected_tokens(documents, writers[1], cfg, known, float(mean_query)),
         gist_tokens=sum(map(len, asked)) / N,
-        terms=sum(map(len, bags["words"].to_pylist())) / N + (like.gist_tokens if cfg.gists else 0),
+        terms=sum(map(len, bags["words"].to_pylist())) / N
+        + (like.gist_tokens if cfg.gists else 0)
+        + (cfg.queries.expected_tokens if cfg.expected else 0),
         source_bytes=_parquet_bytes(table) / N,
         docid_bytes=_parquet_bytes(docids) / N,
         query_bytes=_parquet_bytes(queries) / N,
         pair_bytes=_parquet_bytes(pa.table({"query": [q for q, _ in rows], "docid": [d for _, d in rows]})) / N,
         entry_bytes=entries.nbytes / N,
     )
+
+
+def _expected_tokens(
+    documents: Sequence[Document], fmt: PromptFormat, cfg: IndexConfig, known: Frequencies, query: float
+) -> float:
+    """Tokens of a document's prompt for queries and of the queries that are looked at."""
+    seen = known if cfg.queries.pick_lines else None
+    shown = [show(d.title, d.text, fmt, cfg.queries.doc_tokens, seen) for d in documents]
+    prompts = fmt.tokens([query_prompt(fmt, cfg.queries, "question", cfg.instruction, one) for one in shown])
+    queries = min(cfg.queries.per_document, MOST_QUERIES) * min(cfg.queries.max_new_tokens, query)
+    return sum(map(len, prompts)) / len(prompts) + queries
 
 
 class _Recorder:

@@ -34,7 +34,7 @@ class WriteQueries:
 
     def key(self, corpus: str, model: str) -> str:
         """Changes with whatever changes a query; the document's own passages are added later and do not."""
-        settings = self.cfg.model_dump(exclude={"passages", "passage_words", "filter"})
+        settings = self.cfg.model_dump(exclude={"passages", "passage_words", "filter", "expected_tokens"})
         shown = {kind: (PROMPTS[kind], turns(kind, self.cfg.examples)) for kind in PROMPTS}
         return key_of("queries", 2, corpus, model, settings, self.instruction, self._shares(), self.seed, shown)
 

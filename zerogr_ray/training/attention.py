@@ -50,9 +50,7 @@ class Layout:
         sees = torch.from_numpy(sees_EPP).to(device) | torch.eye(places, dtype=torch.bool, device=device)
         bias = torch.zeros(sees.shape, device=device).masked_fill(~sees, float("-inf"))
         rows, columns = (torch.from_numpy(where).to(device) for where in (row_T, place_T))
-        return cls(
-            prefix, Grid(rows, columns, (examples, places)), torch.nn.functional.pad(bias, (prefix, 0))[:, None]
-        )
+        return cls(prefix, Grid(rows, columns, (examples, places)), torch.nn.functional.pad(bias, (prefix, 0))[:, None])
 
 
 _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)

@@ -19,8 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    import torch
-
     from zerogr_ray.training.examples import Example
 
 
