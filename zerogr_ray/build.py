@@ -142,7 +142,7 @@ def build_index(
                 clock.time("filter", lambda: filter_queries(*wanted))
             expected = Output.at(folder, "expected", plan.expected) if plan.expected else None
             if expected is not None:
-                expecting = (cfg, ready[-1], source, known, kept, expected, quiet, clock)
+                expecting = (cfg, ready[-1], source, known, queries, expected, quiet, clock)
                 clock.time("expected", lambda: _expect(*expecting))
             held = held_out_share(facts["rows"] * cfg.queries.per_document, cfg.training)
             clock.time(
@@ -210,7 +210,7 @@ class _Plan:
         distinct = distinct_key(docids, cfg.docids) if cfg.docids.distinct else docids
         queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, writers[1])
         kept = filter_key(queries, cfg.queries) if cfg.queries.filter.active and cfg.queries.per_document else queries
-        expected = expected_key(kept, writers[1], cfg.queries, cfg.instruction, cfg.seed) if cfg.expected else ""
+        expected = expected_key(queries, writers[1], cfg.queries, cfg.instruction, cfg.seed) if cfg.expected else ""
         held = [cfg.training.held_out, cfg.training.held_out_most]
         pairs = key_of("pairs", 4, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
         candidates = key_of("candidates", 1, pairs, cfg.training.rerank_candidates, cfg.training.seed)

@@ -13,7 +13,6 @@ a document, its prompt first and the queries behind it as a pack (training/batch
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zerogr_ray.cache import here
-from zerogr_ray.config import QueryConfig
+from zerogr_ray.config import QueryConfig, QueryKind
 from zerogr_ray.corpus.bags import BAG, unit_bag
 from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.docids.generate import show
@@ -55,12 +54,13 @@ class Asked(NamedTuple):
     title: str
     text: str
     queries: tuple[str, ...]
-    kinds: tuple[str, ...]
+    kinds: tuple[QueryKind, ...]
+    """Of each query."""
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Asked:
         """That of a row with its columns."""
-        return cls(row["title"], row["text"], tuple(row["queries"][:MOST_QUERIES]), tuple(row["kinds"]))
+        return cls(row["title"], row["text"], tuple(row["queries"][:MOST_QUERIES]), tuple(row["kinds"][:MOST_QUERIES]))
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,18 @@ class QueryModel:
             return known
         if not asked.queries:
             return np.zeros(len(self.format.tokenizer), dtype=np.float32)
-        kind: Any = Counter(asked.kinds).most_common(1)[0][0]
         known_terms = task.known if task.cfg.pick_lines else None
         shown = show(asked.title, asked.text, self.format, task.cfg.doc_tokens, known_terms)
-        [prompt] = self.format.tokens([query_prompt(self.format, task.cfg, kind, task.instruction, shown)])
-        return self._after(prompt, self.format.tokens(asked.queries))
+        kinds = sorted(set(asked.kinds))
+        prompts = [query_prompt(self.format, task.cfg, kind, task.instruction, shown) for kind in kinds]
+        tokens = self.format.tokens(asked.queries)
+        sums, places = np.zeros(len(self.format.tokenizer)), 0
+        for kind, prompt in zip(kinds, self.format.tokens(prompts), strict=True):
+            mine = [ids for ids, one in zip(tokens, asked.kinds, strict=True) if one == kind and ids]
+            if mine:
+                sums += self._after(prompt, mine)
+                places += sum(map(len, mine))
+        return np.asarray(sums / max(places, 1), dtype=np.float32)
 
     def usual(self, task: ExpectWords) -> Floats:
         """p̄, measured once; what its documents gave is kept, since of a small corpus they are all."""
@@ -124,7 +131,7 @@ class QueryModel:
         return self._usual
 
     def _after(self, prompt: list[int], queries: Sequence[list[int]]) -> Floats:
-        """Mean next-token probabilities over the places of all queries behind the prompt."""
+        """Next-token probabilities, summed over the places of all queries behind the prompt."""
         import torch
 
         from zerogr_ray.training.attention import Layout, by_example, laid_out
@@ -133,7 +140,7 @@ class QueryModel:
 
         by_example(self.model)
         # The prompt and all of its queries fit one pack of any size.
-        [one] = pack([Example(prompt, query) for query in queries if query], pack_tokens=1 << 30)
+        [one] = pack([Example(prompt, query) for query in queries], pack_tokens=1 << 30)
         self.tokens += len(one.tokens_T)
         device = self.model.device
         tokens_T, positions_T, places_L = (
@@ -142,8 +149,8 @@ class QueryModel:
         with torch.inference_mode(), laid_out(Layout.of(one, device)):
             given = {"input_ids": tokens_T[None], "position_ids": positions_T[None], "logits_to_keep": places_L}
             p_LV = self.model(**given, use_cache=False).logits[0].float().softmax(-1)
-            mean: Floats = p_LV.mean(0)[: len(self.format.tokenizer)].cpu().numpy()
-        return mean
+            sums: Floats = p_LV.sum(0)[: len(self.format.tokenizer)].cpu().numpy()
+        return sums
 
 
 class Expecter(ShardWorker):
