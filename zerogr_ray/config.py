@@ -250,7 +250,7 @@ class DecodeConfig(Strict):
     says to the query before it writes a docid; 0: all."""
     own_terms: float = Field(0.5, ge=0)
     """Weight of the query's own words in that plan, beside those that the LM expects; for postings of terms."""
-    gist: float = Field(0.3, ge=0)
+    gist: float = Field(0.2, ge=0)
     """Weight, in that plan, of what the LM would name of a document itself, beside the document's own words; for an
     index with gists (calibration.gist_tokens)."""
     asked: float = Field(0.2, ge=0)
