@@ -12,7 +12,7 @@ queries, nDCG@10 (of limit-small also recall@2) of
     minilm      all-MiniLM-L6-v2, exact cosine
     published   ours, decoded by the published algorithm: no calibration, no plan
     ours        as the index chose, in the order of the draws
-    reranked    ten draws, ordered by the rerank head
+    reranked    the same ten hits, ordered by the rerank head and the plan
 
 What is finished is found again: an interrupted run goes on with the next step of the same collection.
 """
@@ -125,7 +125,7 @@ def measure(index: Path, collection: Collection, name: str) -> dict[str, Any]:
         "ours": own.model_copy(update={"order": "draw"}) if own.mode != "exhaustive" else own,
     }
     if "rerank_token" in retriever.bundle.manifest:
-        ways["reranked"] = own.model_copy(update={"order": "rerank", "draws": 10})
+        ways["reranked"] = own.model_copy(update={"order": "rerank"})
     runs: dict[str, Run] = {
         "bm25": bm25(documents_of(collection), collection.queries, 100),
         "minilm": dense(documents_of(collection), collection.queries, 100, SentenceEncoder(DEFAULT_ENCODER)),

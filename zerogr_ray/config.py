@@ -260,7 +260,8 @@ class DecodeConfig(Strict):
     docid is as likely as LM and plan together make it. Needs plan_ahead."""
     order: Literal["draw", "docid", "rerank"] = "draw"
     """Order of the hits: as drawn (published); by the calibrated log-probability of the whole docid; by the rerank
-    head. The latter two take the best of all K draws; with lookahead the plan counts in either."""
+    head. The latter two take the best of all K draws. With lookahead the plan counts in either, and rerank orders the
+    hits that a search in the order of the draws would give."""
     seed: int = 0
     """Key of the noise. Same index, query and seed: same hits."""
     query_tokens: int = Field(512, ge=1)

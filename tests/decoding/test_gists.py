@@ -15,7 +15,7 @@ from zerogr_ray.config import DecodeConfig
 from zerogr_ray.corpus.bags import BAG, BUCKETS, STEPS, Bags, first_tokens, make_bags, query_bag
 from zerogr_ray.decoding import plan
 from zerogr_ray.decoding.gists import AT_ONCE, GistModel, WriteGists, document_prompts, query_prompts
-from zerogr_ray.decoding.job import Request
+from zerogr_ray.decoding.job import HEAD, Request
 from zerogr_ray.decoding.plan import bag_scores, term_gain
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.docids.generate import show
@@ -123,6 +123,24 @@ def test_a_plan_takes_the_gists_of_query_and_documents(bags, engine, tmp_path):
     assert [hit.docno for hit in hits] == [docnos[row] for row in best]
     other = retriever.search_many([query, "json", query], 5, config=cfg)
     assert [hit.docno for hit in other[2]] == [hit.docno for hit in hits], "also in a batch"
+
+
+def test_with_a_plan_the_rerank_head_orders_the_hits_and_chooses_no_others(bags, engine, tmp_path):
+    index = make_index(tmp_path, TEXTS, vocab=len(engine.format.tokenizer), bags=bags)
+    retriever = Retriever.load(index, "cpu", "float32")
+    cfg = DecodeConfig(plan_ahead=12, lookahead=3.0)
+    drawn = retriever.search("red fox", 5, config=cfg)
+    ordered = retriever.search("red fox", 5, config=cfg.model_copy(update={"order": "rerank"}))
+    assert {hit.docno for hit in ordered} == {hit.docno for hit in drawn}
+    assert [hit.score for hit in ordered] == sorted((hit.score for hit in ordered), reverse=True)
+    [z] = engine.logprobs(query_prompts(engine.format, INSTRUCTION, ["red fox"], cfg.query_tokens))
+    asked = (engine.format.own_tokens("red fox", cfg.query_tokens), cfg.asked)
+    postings = retriever.bundle.postings
+    gain = term_gain(z, bags.prior, postings.begins, query_bag("red fox"), cfg.own_terms, cfg.gist, asked)
+    docnos = retriever.bundle.documents["docno"].to_pylist()
+    promised = dict(zip(docnos, 3.0 * bag_scores(postings, gain, np.arange(len(docnos))), strict=True))
+    for hit in ordered:
+        assert hit.score == pytest.approx(HEAD * hit.rerank + promised[hit.docno], abs=1e-3)
 
 
 def test_jobs_with_and_without_a_plan_share_a_batch(bags, engine, tmp_path):

@@ -24,6 +24,9 @@ from zerogr_ray.index.live import LiveIndex
 from zerogr_ray.index.view import View
 from zerogr_ray.rows import Hit
 
+HEAD = 0.3
+"""What a logit of the rerank head counts beside what a plan promises."""
+
 EXHAUSTIVE = 100_000
 """Docids that mode `exhaustive` scores at most."""
 
@@ -173,7 +176,9 @@ class Job:
     def _search(self, tree: SearchTree) -> Search | Beam | BestFirst | Exhaustive:
         cfg = self.cfg
         draws = max(self.request.k, cfg.draws)
-        wanted = draws if self.scored else self.request.k
+        # A plan has chosen already: the rerank head orders what is drawn, and chooses no others.
+        chosen = self.scored and (cfg.order != "rerank" or self._promises is None or cfg.mode == "exhaustive")
+        wanted = draws if chosen else self.request.k
         harvest = Harvest(tree, min(wanted, self.view.entries), self.live.owner_of)
         if cfg.mode == "beam":
             return Beam(harvest, draws)
@@ -218,7 +223,7 @@ class Job:
         """What hits are ordered by: the whole docid's score, or the rerank head's; a plan's promise is in either."""
         if self.cfg.order != "rerank" or score.rerank is None:
             return score.calibrated
-        return score.rerank + (self._promises[drawn.leaf] if self._promises else 0.0)
+        return HEAD * score.rerank + self._promises[drawn.leaf] if self._promises else score.rerank
 
     def _hit(self, document: dict[str, str], drawn: Drawn, rank: int, score: Score | None, above: float) -> Hit:
         value = 1.0 / rank
