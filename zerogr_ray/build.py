@@ -36,6 +36,7 @@ from zerogr_ray.corpus.bags import Bags, write_bags
 from zerogr_ray.corpus.documents import source_stamp
 from zerogr_ray.corpus.normalise import normalise, normalised
 from zerogr_ray.corpus.terms import Frequencies, corpus_frequencies
+from zerogr_ray.decoding.expected import Asked, ExpectWords, expect_words, expected_key
 from zerogr_ray.docids.coverage import coverage
 from zerogr_ray.docids.distinct import distinct_key, make_distinct
 from zerogr_ray.docids.generate import WriteDocIds
@@ -46,7 +47,6 @@ from zerogr_ray.index.manifest import FORMAT, MANIFEST, read_manifest
 from zerogr_ray.models import find_model, fingerprint, load_format
 from zerogr_ray.publish import USUAL_DOCUMENTS, Left, draw_places, publish
 from zerogr_ray.published import find_published
-from zerogr_ray.queries.expected import Asked, ExpectWords, expect_words, expected_key
 from zerogr_ray.queries.filter import filter_key, filter_queries
 from zerogr_ray.queries.generate import WriteQueries
 from zerogr_ray.s3 import is_url, place_of

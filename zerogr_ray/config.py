@@ -155,8 +155,9 @@ class QueryConfig(Strict):
     passage_words: int = Field(16, ge=1)
     """Words of one passage."""
     expected_tokens: int = Field(64, ge=0)
-    """Tokens kept of what queries for a document are expected to say (queries/expected.py), for plans: one more forward
-    of the LM a document. 0: none. Where an index has no gists, and with llm.tensor_parallel, there are none anyway."""
+    """Tokens kept of what queries for a document are expected to say (decoding/expected.py), for plans: one more
+    forward of the LM a document, some 0.6 kB. 0: none. Where an index has no gists, and with llm.tensor_parallel, there
+    are none anyway."""
     mix: QueryMix | None = None
     """Kinds of queries; unset, the words of the instruction decide (see queries/kinds.py)."""
     examples: int = Field(4, ge=0, le=8)
@@ -331,7 +332,7 @@ class IndexConfig(Strict):
 
     @property
     def expected(self) -> bool:
-        """Whether beside them lies what queries are expected to say (queries/expected.py), in one process's memory."""
+        """Whether beside them lies what queries are expected to say (decoding/expected.py), in one process's memory."""
         return (
             self.gists
             and bool(self.queries.per_document and self.queries.expected_tokens)

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from zerogr_ray.config import CacheConfig
 from zerogr_ray.decoding.cells import ROOT, Answer, Cell, Ints, Key
-from zerogr_ray.decoding.packed import Grid, TreeCache, laid_out, pack
+from zerogr_ray.decoding.packed import TreeCache, laid_out, pack
+from zerogr_ray.grid import Grid
 
 KEPT_PREFIXES = 8
 

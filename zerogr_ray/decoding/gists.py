@@ -8,7 +8,7 @@ its mean over passages of the corpus for queries, over documents for documents. 
 words that query and document hold themselves (see plan.py): a query finds documents that are about what it is about
 and share no word with it.
 
-Beside a document's gist lies what queries for it are expected to say (queries/expected.py), if it has queries: the two
+Beside a document's gist lies what queries for it are expected to say (decoding/expected.py), if it has queries: the two
 are added up.
 
 A document's gist is computed once, when the index is built and by the tuned LM, on Ray Data shard by shard.

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,31 +17,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from zerogr_ray.grid import Grid
+
 ATTENTION = "zerogr_tree"
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Where each of T tokens lies: query `rows[t]` and place `places[t]` of a grid of shape (queries, places)."""
-
-    rows: torch.Tensor
-    places: torch.Tensor
-    shape: tuple[int, int]
-    repeated: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-    """Masks by (identity, groups), each repeated for the heads of a group: the same for all layers."""
-
-    def spread(self, states: torch.Tensor) -> torch.Tensor:
-        """(1, heads, T, width) of the tokens as (queries, heads, places, width) of the grid, zeros where none lies."""
-        if self.shape[0] == 1:
-            return states
-        _, heads, _, width = states.shape
-        grid = states.new_zeros(*self.shape, heads, width)
-        grid[self.rows, self.places] = states[0].transpose(0, 1)
-        return grid.transpose(1, 2)
-
-    def gather(self, states: torch.Tensor) -> torch.Tensor:
-        """(queries, places, heads, width) of the grid as (1, T, heads, width) of the tokens."""
-        return states if self.shape[0] == 1 else states[self.rows, self.places][None]
 
 
 _grid: ContextVar[Grid | None] = ContextVar("grid", default=None)

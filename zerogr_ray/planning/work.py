@@ -18,10 +18,10 @@ from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.bags import make_bags
 from zerogr_ray.corpus.terms import Frequencies
+from zerogr_ray.decoding.expected import MOST_QUERIES
 from zerogr_ray.decoding.gists import document_prompts
 from zerogr_ray.docids.generate import WriteDocIds, show
 from zerogr_ray.generation.engine import Sampling
-from zerogr_ray.queries.expected import MOST_QUERIES
 from zerogr_ray.queries.generate import WriteQueries, query_prompt, stand_ins
 from zerogr_ray.rows import Document, document_schema
 from zerogr_ray.training.batches import pack

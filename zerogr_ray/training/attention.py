@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from zerogr_ray.decoding.packed import Grid
+from zerogr_ray.grid import Grid
 
 if TYPE_CHECKING:
     from zerogr_ray.training.batches import Pack

@@ -12,8 +12,8 @@ import torch
 from tests.tiny import save_tiny
 from zerogr_ray.config import QueryConfig
 from zerogr_ray.corpus.bags import BAG, BUCKETS, STEPS
+from zerogr_ray.decoding.expected import RARE, RISE, Asked, ExpectWords, QueryModel
 from zerogr_ray.models import load_format, load_model
-from zerogr_ray.queries.expected import RARE, RISE, Asked, ExpectWords, QueryModel
 from zerogr_ray.queries.generate import query_prompt
 
 pytestmark = pytest.mark.model
