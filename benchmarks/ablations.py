@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "half of the training": {"training.average": 0.5},
     "all of the training": {"training.average": 1},
     "no gists": {"calibration.gist_tokens": 0},
+    "no expected words": {"queries.expected_tokens": 0},
     "keyword docids": {"docids.written_by": "rule"},
     "random docids": {"docids.written_by": "random"},
     "docids may be shared": {"docids.distinct": False},
@@ -50,7 +51,7 @@ MODES = ("reference", "sampling", "beam", "top_k")
 
 
 def main() -> None:
-    """Build and measure what is missing, print everything as JSON."""
+    """Build and measure what is missing, print everything as JSON; what is done is in the file after each variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of collections")
     parser.add_argument("--work", type=Path, default=Path("ablations.work"), help="indexes and what their builds leave")
@@ -69,16 +70,24 @@ def main() -> None:
             print(name, folder, figures, file=sys.stderr)
             return figures
 
-        rows = {variant: built(variant, VARIANTS[variant]) for variant in arguments.variant or VARIANTS}
-        table: dict[str, Any] = {"variants": rows}
+        table = result["collections"][name] = {"variants": {}}
+        for variant in arguments.variant or VARIANTS:
+            table["variants"][variant] = built(variant, VARIANTS[variant])
+            save(result, arguments.out)
         if not arguments.variant:
-            table["per_document"] = {n: built(f"{n} queries", {"queries.per_document": n}) for n in PER_DOCUMENT}
+            table["per_document"] = {}
+            for n in PER_DOCUMENT:
+                table["per_document"][n] = built(f"{n} queries", {"queries.per_document": n})
+                save(result, arguments.out)
             table["modes"] = modes(root / "full" / "index", arguments.data / name)
-        result["collections"][name] = table
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+            save(result, arguments.out)
+    print(json.dumps(result, indent=1))
+
+
+def save(result: dict[str, Any], out: Path | None) -> None:
+    """Write what there is."""
+    if out:
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def modes(index: Path, source: Path) -> dict[str, float]:
