@@ -8,13 +8,14 @@ import shutil
 import pytest
 
 from tests.tiny import save_tiny
-from zerogr_ray.build import build_index
+from zerogr_ray.build import build_index, writers_of
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import IndexConfig, make_config
 from zerogr_ray.decoding.choose import usual
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.index.inspect import inspect_index
+from zerogr_ray.models import load_tokenizer
 
 pytestmark = [pytest.mark.model, pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -50,6 +51,16 @@ def test_a_build_says_what_it_did_keeps_it_and_does_again_only_what_another_sett
     assert facts["collisions"]["identical"] == 2
     assert facts["coverage"]["documents"] == 5
     assert 0 <= facts["coverage"]["tfidf_covered"] <= 1
+
+
+def test_what_an_lm_with_other_tokens_expects_is_left_out(tmp_path):
+    model, other = save_tiny(tmp_path / "tiny"), save_tiny(tmp_path / "other")
+    tokenizer = load_tokenizer(other)
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(other)
+    for writer, expected in ((model, True), (other, False)):
+        cfg = make_config(IndexConfig, {}, {"model": str(model), "llm.model": str(writer)})
+        assert writers_of(cfg)[0].expected is expected
 
 
 def test_docids_by_rule_without_queries_and_training_need_no_language_model_to_write(tmp_path):

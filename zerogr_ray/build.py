@@ -275,9 +275,15 @@ def _suitable_machines(cfg: IndexConfig) -> Iterator[None]:
 
 
 def writers_of(cfg: IndexConfig) -> tuple[IndexConfig, list[Path]]:
-    """The models that write docids and queries, and the settings with which they are asked. Raises ModelError."""
+    """The models that write docids and queries, and the settings with which they are asked. Raises ModelError.
+
+    What one LM expects means nothing in the tokens of another: then no words are expected.
+    """
     docid_writer, docids = find_writer(cfg.docids, cfg.llm.model, "docids")
     query_writer, queries = find_writer(cfg.queries, cfg.llm.model, "queries")
+    if cfg.expected:
+        written, read = (load_format(folder).tokenizer.get_vocab() for folder in (query_writer, find_model(cfg.model)))
+        queries = queries if written == read else queries.model_copy(update={"expected_tokens": 0})
     return cfg.model_copy(update={"docids": docids, "queries": queries}), [docid_writer, query_writer]
 
 

@@ -156,8 +156,8 @@ class QueryConfig(Strict):
     """Words of one passage."""
     expected_tokens: int = Field(64, ge=0)
     """Tokens kept of what queries for a document are expected to say (decoding/expected.py), for plans: one more
-    forward of the LM a document, some 0.6 kB. 0: none. Where an index has no gists, and with llm.tensor_parallel, there
-    are none anyway."""
+    forward of the LM a document, some 0.6 kB. 0: none. Where an index has no gists, with llm.tensor_parallel, and
+    where model and llm.model have other tokens, there are none anyway."""
     mix: QueryMix | None = None
     """Kinds of queries; unset, the words of the instruction decide (see queries/kinds.py)."""
     examples: int = Field(4, ge=0, le=8)
