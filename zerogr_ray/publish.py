@@ -53,14 +53,14 @@ class Left:
     source: Output
     docids: Output
     pairs: Output
-    expected: Output | None
-    """What queries for the documents are expected to say; None where there are none."""
     bags: Bags | None
     """What the documents are about, in the order of the source; None where the index shall not hold it."""
     tuned: Path
     """Folder of the fine-tuned LM."""
     format: PromptFormat
     """Of the model before it was tuned."""
+    expected: Output | None = None
+    """What queries for the documents are expected to say; None where nobody asked."""
 
 
 def publish(
