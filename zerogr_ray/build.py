@@ -1,8 +1,8 @@
 """From a corpus to an index folder: the list of stages, each of which finds what it has already done.
 
     corpus ─┬─ docids ── distinct ─┬─ pairs ─┬──────────────┬─ training ─┬─ index
-            ├─ queries ── filter ──┤         └─ candidates ─┘            │
-            │                      └─ expected ──────────────────────────┤
+            ├─ queries ─┬ filter ──┘         └─ candidates ─┘            │
+            │           └ expected ──────────────────────────────────────┤
             └─ bags ─────────────────────────────────────────────────────┘
 
 A stage's key is made of what it depends on, so a changed setting rebuilds what follows from it and no more.
@@ -326,6 +326,8 @@ def _expect(
     clock: Clock,
 ) -> None:
     """What queries for the documents are expected to say, by the LM that wrote them."""
+    if expected.done() is not None:
+        return
     sample = []
     for _, shard, row in draw_places(source, USUAL_DOCUMENTS, cfg.seed):
         document, asked = (output.folder.read_table(shard).slice(row, 1).to_pylist()[0] for output in (source, queries))

@@ -333,11 +333,8 @@ class IndexConfig(Strict):
     @property
     def expected(self) -> bool:
         """Whether beside them lies what queries are expected to say (decoding/expected.py), in one process's memory."""
-        return (
-            self.gists
-            and bool(self.queries.per_document and self.queries.expected_tokens)
-            and (self.llm.tensor_parallel == 1)
-        )
+        asked = self.queries.per_document and self.queries.expected_tokens
+        return self.gists and bool(asked) and self.llm.tensor_parallel == 1
 
 
 def read_config(path: Path, kind: type[C], overrides: dict[str, Any] | None = None) -> C:

@@ -20,6 +20,12 @@ class Grid:
     repeated: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     """Masks by (identity, groups), each repeated for the heads of a group: the same for all layers."""
 
+    def for_groups(self, mask: torch.Tensor, groups: int) -> torch.Tensor:
+        """`mask`, (rows, 1, places, columns), for `groups` heads that share their keys and come as places of one."""
+        if (known := self.repeated.get((id(mask), groups))) is None:
+            known = self.repeated[id(mask), groups] = mask.repeat(1, 1, groups, 1)
+        return known
+
     def spread(self, states: torch.Tensor) -> torch.Tensor:
         """(1, heads, T, width) of the tokens as (rows, heads, places, width) of the grid, zeros where none lies."""
         if self.shape[0] == 1:

@@ -188,8 +188,6 @@ def expect_words(
     clock: Clock,
 ) -> None:
     """Fill `output` with rows of BAG; Ray must be initialised. `model` is as for add_gists."""
-    if output.done() is not None:
-        return
     sizes = dict((source.done() or {})["sizes"])
     given = {"queries": queries, "model": model, "device": "cuda" if resources.get("num_gpus") else "cpu"}
     clock.add(map_shards(source, [(task, output)], Expecter, given, resources, actors, sizes.__getitem__, quiet))

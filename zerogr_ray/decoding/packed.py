@@ -21,7 +21,6 @@ from zerogr_ray.grid import Grid
 
 ATTENTION = "zerogr_tree"
 
-
 _grid: ContextVar[Grid | None] = ContextVar("grid", default=None)
 
 
@@ -86,9 +85,7 @@ def _attention(
     # Heads that share keys come as more places of one head: copying the keys for each would cost more than attention.
     groups = heads // key.shape[1]
     query = query.reshape(rows, key.shape[1], groups * places, width)
-    bias = grid.repeated.get((id(mask), groups))
-    if bias is None:
-        bias = grid.repeated[id(mask), groups] = mask.repeat(1, 1, groups, 1)
+    bias = grid.for_groups(mask, groups)
     out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=more.get("scaling"))
     return grid.gather(out.reshape(rows, heads, places, width).transpose(1, 2)).contiguous(), None
 

@@ -88,7 +88,7 @@ def _attention(
     k, v = (torch.cat([a.expand(grid.shape[0], -1, -1, -1), grid.spread(b)], 2) for a, b in ((k0, k), (v0, v)))
     # Heads that share keys come as more places of one head, so that no key is copied.
     q = grid.spread(q).reshape(grid.shape[0], heads // sharing, sharing * grid.shape[1], -1)
-    out = scaled_dot_product_attention(q, k, v, attn_mask=layout.bias.repeat(1, 1, sharing, 1), **how)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=grid.for_groups(layout.bias, sharing), **how)
     out = grid.gather(out.reshape(grid.shape[0], heads, grid.shape[1], -1).transpose(1, 2))
     if layout.prefix:
         before = scaled_dot_product_attention(q0, k0, v0, is_causal=True, enable_gqa=sharing > 1, **how)
