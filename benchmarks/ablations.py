@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "repeats kept": {"queries.filter.repeats": 0},
     "shared kept": {"queries.filter.shared": False},
     "not found kept": {"queries.filter.round_trip": 0},
+    "second pass": {"queries.filter.retriever": 10},
     "questions alone": {"queries.mix.question": 1},
     "few-shot queries": {"queries.adapter": ""},
     "zero-shot queries": {"queries.adapter": "", "queries.examples": 0},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.tiny import save_tiny
@@ -51,6 +52,53 @@ def test_a_build_says_what_it_did_keeps_it_and_does_again_only_what_another_sett
     assert facts["collisions"]["identical"] == 2
     assert facts["coverage"]["documents"] == 5
     assert 0 <= facts["coverage"]["tfidf_covered"] <= 1
+
+
+def test_a_second_training_learns_from_the_queries_that_the_first_retriever_answers(tmp_path):
+    rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(TEXTS)]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = str(save_tiny(tmp_path / "tiny"))
+    settings = {
+        "model": model,
+        "llm.model": model,
+        "llm.engine": "transformers",
+        "corpus.shard_rows": 3,
+        "docids.written_by": "rule",
+        "queries.examples": 0,
+        "queries.per_document": 4,
+        "queries.max_new_tokens": 4,
+        "queries.filter.repeats": 0,
+        "queries.filter.shared": False,
+        "queries.filter.round_trip": 0,
+        "queries.filter.retriever": 2,
+    }
+    given = (str(tmp_path / "corpus.jsonl"), tmp_path / "index", make_config(IndexConfig, {}, settings))
+    with ray_cluster():
+        counts = build_index(*given, quiet=True).queries
+        assert build_index(*given, quiet=True).unchanged
+        shutil.rmtree(tmp_path / "index")
+        before = {path: path.stat().st_mtime_ns for path in _stages(tmp_path, "first", "filtered", "training")}
+        build_index(*given, quiet=True)
+        assert before == {path: path.stat().st_mtime_ns for path in before}, "what was done is done again"
+    assert counts["written"] == 20 == counts["kept"] + counts["not found again"]
+    [written], [kept], [first] = (_stages(tmp_path, name) for name in ("queries", "filtered", "first"))
+    assert len(_stages(tmp_path, "training")) == 2
+    retriever = Retriever.load(first, "cpu")
+    own = dict(zip(*(retriever.bundle.documents[name].to_pylist() for name in ("docno", "docid")), strict=True))
+    for docno, queries in _queries(written).items():
+        found = retriever.search_many(queries, 2, config=usual(retriever.bundle))
+        answered = [q for q, hits in zip(queries, found, strict=True) if own[docno] in [hit.docid for hit in hits]]
+        assert _queries(kept)[docno] == answered
+    assert 0 < counts["kept"] < 20
+
+
+def _stages(folder, *names):
+    return [path for name in names for path in sorted((folder / "index.work").glob(f"{name}-*"))]
+
+
+def _queries(stage):
+    tables = [pq.read_table(path).to_pylist() for path in sorted(stage.glob("part-*.parquet"))]
+    return {row["docno"]: row["queries"] for rows in tables for row in rows}
 
 
 def test_what_an_lm_with_other_tokens_expects_is_left_out(tmp_path):

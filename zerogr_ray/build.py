@@ -5,6 +5,9 @@
             │           └ expected ──────────────────────────────────────┤
             └─ bags ─────────────────────────────────────────────────────┘
 
+With `queries.filter.retriever` what lies between `filter` and `index` comes twice: the retriever of the first training
+is a second filter.
+
 A stage's key is made of what it depends on, so a changed setting rebuilds what follows from it and no more.
 """
 
@@ -36,23 +39,24 @@ from zerogr_ray.corpus.bags import Bags, write_bags
 from zerogr_ray.corpus.documents import source_stamp
 from zerogr_ray.corpus.normalise import normalise, normalised
 from zerogr_ray.corpus.terms import Frequencies, corpus_frequencies
-from zerogr_ray.decoding.expected import Asked, ExpectWords, expect_words, expected_key
+from zerogr_ray.decoding.expected import Asked, ExpectWords, expect_words
+from zerogr_ray.decoding.second_pass import find_again
 from zerogr_ray.docids.coverage import coverage
-from zerogr_ray.docids.distinct import distinct_key, make_distinct
+from zerogr_ray.docids.distinct import make_distinct
 from zerogr_ray.docids.generate import WriteDocIds
 from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.generation.writer import Writer, engine_resources
 from zerogr_ray.index.bundle import check_target, open_index
 from zerogr_ray.index.manifest import FORMAT, MANIFEST, read_manifest
+from zerogr_ray.keys import Keys, LessonKeys
 from zerogr_ray.models import find_model, fingerprint, load_format
 from zerogr_ray.publish import USUAL_DOCUMENTS, Left, draw_places, publish
 from zerogr_ray.published import find_published
-from zerogr_ray.queries.filter import filter_key, filter_queries
+from zerogr_ray.queries.filter import filter_queries
 from zerogr_ray.queries.generate import WriteQueries
 from zerogr_ray.s3 import is_url, place_of
 from zerogr_ray.stage import Clock, Output, ShardTask, Spent, map_shards, progress
 from zerogr_ray.store import Folder, key_of
-from zerogr_ray.training.fit import NOT_RESULTS
 from zerogr_ray.training.pairs import write_pairs
 from zerogr_ray.training.rerank import rerank_token, write_candidates
 from zerogr_ray.training.tasks import Retrieve
@@ -115,15 +119,13 @@ def build_index(
         # Shards of all stages line up, so a stage depends on how the corpus is cut as well as on what is in it.
         layout = f"{facts['fingerprint']}/{cfg.corpus.shard_rows}"
         writing = [fingerprint(writer) for writer in writers]
-        plan = _Plan.of(cfg, layout, fingerprint(model), prompt_format.fingerprint, writing)
+        keys = Keys.of(cfg, layout, fingerprint(model), prompt_format.fingerprint, writing)
         report = {"rejected": facts["rejected"], "rejects": facts["rejects"]}
-        if (manifest := _current(target, plan.index)) is not None:
+        if (manifest := _current(target, keys.index)) is not None:
             return BuildReport(target, manifest["documents"], manifest["docids"], unchanged=True, **report)
-        docids, queries = Output.at(folder, "docids", plan.docids), Output.at(folder, "queries", plan.queries)
-        distinct = Output.at(folder, "distinct", plan.distinct) if plan.distinct != plan.docids else docids
-        kept = Output.at(folder, "filtered", plan.kept) if plan.kept != plan.queries else queries
-        pairs, training = Output.at(folder, "pairs", plan.pairs), Output.at(folder, "training", plan.training)
-        candidates = Output.at(folder, "candidates", plan.candidates)
+        docids, queries = Output.at(folder, "docids", keys.docids), Output.at(folder, "queries", keys.queries)
+        distinct = Output.at(folder, "distinct", keys.distinct) if keys.distinct != keys.docids else docids
+        kept = Output.at(folder, "filtered", keys.lesson.kept) if keys.lesson.kept != keys.queries else queries
         with ray_cluster():
             if folder.local:
                 shared("the work folder", Path(folder.path), folder)
@@ -135,33 +137,29 @@ def build_index(
             known = clock.time("terms", lambda: corpus_frequencies(source, facts["sizes"], terms))
             writing_all = (cfg, ready, source, facts, known, docids, queries, clock, quiet)
             clock.time("docids + queries", lambda: _generate(*writing_all))
-            if plan.distinct != plan.docids:
+            if keys.distinct != keys.docids:
                 clock.time("distinct", lambda: _distinguish(cfg, source, docids, known, distinct, quiet))
-            if plan.kept != plan.queries:
+            if kept is not queries:
                 wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet, clock, pool)
                 clock.time("filter", lambda: filter_queries(*wanted))
-            expected = Output.at(folder, "expected", plan.expected) if plan.expected else None
+            expected = Output.at(folder, "expected", keys.expected) if keys.expected else None
             if expected is not None:
                 expecting = (cfg, ready[-1], source, known, queries, expected, quiet, clock)
                 clock.time("expected", lambda: _expect(*expecting))
-            held = held_out_share(facts["rows"] * cfg.queries.per_document, cfg.training)
-            clock.time(
-                "pairs", lambda: write_pairs(source, distinct, kept, pairs, cfg.queries, facts["sizes"], quiet, held)
-            )
-            if reserved is not None:
-                wrong = cfg.training.rerank_candidates - 1
-                clock.time(
-                    "candidates",
-                    lambda: write_candidates(source, distinct, pairs, candidates, wrong, cfg.training.seed, quiet),
-                )
-            beside = candidates if reserved is not None else None
-            weighed = Output.at(folder, "bags", plan.bags) if plan.bags else None
+            weighed = Output.at(folder, "bags", keys.bags) if keys.bags else None
             if weighed is not None:
                 weighing = (source, weighed, prompt_format, facts["sizes"], spare_cpus(), quiet, pool)
                 clock.time("bags", lambda: clock.add(write_bags(*weighing)))
-            tuned = clock.time("training", lambda: _train(cfg, base, pairs, beside, training, quiet))
+            training = (cfg, source, distinct, facts, base, reserved, folder, clock, quiet)
+            pairs, tuned = _learn(keys.lesson, kept, *training)
+            if keys.again is not None:
+                first = Left(source, distinct, pairs, None, tuned, prompt_format)
+                again = Output.at(folder, "filtered", keys.again.kept)
+                _find_again(cfg, first, keys.lesson.training, kept, again, folder, clock, quiet)
+                kept = again
+                pairs, tuned = _learn(keys.again, kept, *training)
             about = {
-                "key": plan.index,
+                "key": keys.index,
                 "corpus": facts["fingerprint"],
                 "coverage": coverage(source, distinct, facts["sizes"], known),
                 "collisions": _collisions(distinct),
@@ -183,42 +181,6 @@ def build_index(
         spent=clock.spent,
         **report,
     )
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The key of every stage."""
-
-    docids: str
-    distinct: str
-    """The docids without collisions; the docids themselves where collisions are left."""
-    queries: str
-    kept: str
-    """The filtered queries; the queries themselves where the filter is off."""
-    expected: str
-    """What queries are expected to say; "" where the index shall not hold it."""
-    pairs: str
-    candidates: str
-    bags: str
-    """What the documents are about; "" where the index shall not hold it."""
-    training: str
-    index: str
-
-    @classmethod
-    def of(cls, cfg: IndexConfig, corpus: str, model: str, prompts: str, writers: Sequence[str]) -> _Plan:
-        docids = WriteDocIds(cfg.docids).key(corpus, writers[0])
-        distinct = distinct_key(docids, cfg.docids) if cfg.docids.distinct else docids
-        queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, writers[1])
-        kept = filter_key(queries, cfg.queries) if cfg.queries.filter.active and cfg.queries.per_document else queries
-        expected = expected_key(queries, writers[1], cfg.queries, cfg.instruction, cfg.seed) if cfg.expected else ""
-        held = [cfg.training.held_out, cfg.training.held_out_most]
-        pairs = key_of("pairs", 4, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
-        candidates = key_of("candidates", 1, pairs, cfg.training.rerank_candidates, cfg.training.seed)
-        recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
-        bags = key_of("bags", 3, corpus, prompts) if cfg.postings == "terms" else ""
-        training = key_of("training", 4, pairs, model, cfg.instruction, recipe)
-        index = key_of("index", FORMAT, training, cfg.postings, bags, expected, cfg.calibration.model_dump())
-        return cls(docids, distinct, queries, kept, expected, pairs, candidates, bags, training, index)
 
 
 def _current(target: str, key: str) -> dict[str, Any] | None:
@@ -345,6 +307,58 @@ def _distinguish(
         map_shards(asked, tasks, Writer, {"llm": cfg.llm}, engine_resources(cfg.llm), cfg.llm.engines, rows_of, quiet)
 
     make_distinct(source, docids, distinct, cfg.docids, known, ask, quiet)
+
+
+def _learn(
+    lesson: LessonKeys,
+    kept: Output,
+    cfg: IndexConfig,
+    source: Output,
+    distinct: Output,
+    facts: dict[str, Any],
+    base: str,
+    reserved: int | None,
+    folder: Folder,
+    clock: Clock,
+    quiet: bool,
+) -> tuple[Output, Path]:
+    """The pairs of the kept queries, and the folder of the LM that was trained on them.
+
+    With a `reserved` token also on wrong docids, which it scores.
+    """
+    pairs, training = Output.at(folder, "pairs", lesson.pairs), Output.at(folder, "training", lesson.training)
+    held = held_out_share(facts["rows"] * cfg.queries.per_document, cfg.training)
+    clock.time("pairs", lambda: write_pairs(source, distinct, kept, pairs, cfg.queries, facts["sizes"], quiet, held))
+    candidates = None
+    if reserved is not None:
+        candidates, wrong = Output.at(folder, "candidates", lesson.candidates), cfg.training.rerank_candidates - 1
+        mining = (source, distinct, pairs, candidates, wrong, cfg.training.seed, quiet)
+        clock.time("candidates", lambda: write_candidates(*mining))
+    return pairs, clock.time("training", lambda: _train(cfg, base, pairs, candidates, training, quiet))
+
+
+def _find_again(
+    cfg: IndexConfig,
+    first: Left,
+    training: str,
+    kept: Output,
+    again: Output,
+    folder: Folder,
+    clock: Clock,
+    quiet: bool,
+) -> None:
+    """Fill `again` with those of the kept queries that the retriever of the first training leads to their documents.
+
+    Its index has no words of the documents and chooses no way of decoding: it shows what was learned, and no more.
+    """
+    key = key_of("first", FORMAT, training, cfg.calibration.texts)
+    index = folder.url_of(f"first-{key}")
+    if _current(index, key) is None and again.done() is None:
+        calibration = cfg.calibration.model_copy(update={"queries": 0, "gist_tokens": 0})
+        bare = cfg.model_copy(update={"postings": "docids", "calibration": calibration})
+        clock.time("second pass", lambda: publish(index, first, bare, {"key": key}, folder, quiet, clock))
+    asking = (first.source, first.docids, kept, again, index, cfg.queries, engine_resources(cfg.llm))
+    clock.time("second pass", lambda: find_again(*asking, cfg.llm.engines, quiet, clock))
 
 
 def _collisions(distinct: Output) -> dict[str, int]:

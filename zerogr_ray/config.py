@@ -125,13 +125,17 @@ class FilterConfig(Strict):
     """Of queries of several documents that have the same stems, only one is kept: where BM25 finds it best."""
     round_trip: int = Field(10, ge=0)
     """A query goes if BM25 finds this many documents or more that fit it better than its own; 0: none goes."""
+    retriever: int = Field(0, ge=0)
+    """After a training a query goes that the retriever itself does not answer with its document among this many, and
+    training begins anew with the rest (decoding/second_pass.py): a second training, and a search for every query. 0:
+    one training."""
     documents: int = Field(20_000, ge=1)
     """Documents that BM25 searches at most; of a larger corpus, a query's own shard and others spread evenly over
     it. About 2 kB for each of 200 words, in every worker."""
 
     @property
     def active(self) -> bool:
-        """Whether anything can go."""
+        """Whether anything can go before a training."""
         return bool(self.repeats or self.shared or self.round_trip)
 
 
@@ -335,6 +339,11 @@ class IndexConfig(Strict):
         """Whether beside them lies what queries are expected to say (decoding/expected.py), in one process's memory."""
         asked = self.queries.per_document and self.queries.expected_tokens
         return self.gists and bool(asked) and self.llm.tensor_parallel == 1
+
+    @property
+    def taught_twice(self) -> bool:
+        """Whether a second training learns from the queries that the first one's retriever answers."""
+        return bool(self.queries.filter.retriever and self.queries.per_document and self.training.epochs)
 
 
 def read_config(path: Path, kind: type[C], overrides: dict[str, Any] | None = None) -> C:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerogr_ray.build import _Plan
 from zerogr_ray.config import DocIdConfig, IndexConfig, make_config
 from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.docids.distinct import make_distinct
 from zerogr_ray.docids.term import clean_term, distinguish
+from zerogr_ray.keys import Keys
 from zerogr_ray.rows import docid_schema, document_schema
 from zerogr_ray.stage import Output
 from zerogr_ray.store import Folder
@@ -202,9 +202,9 @@ def test_the_rule_takes_the_word_that_is_frequent_here_and_rare_elsewhere():
 
 def test_how_collisions_are_resolved_rebuilds_no_docids_and_no_queries():
     def keys(**changes):
-        return _Plan.of(make_config(IndexConfig, {}, changes), "corpus", "model", "prompts", ["llm", "llm"])
+        return Keys.of(make_config(IndexConfig, {}, changes), "corpus", "model", "prompts", ["llm", "llm"])
 
     plan, other = keys(), keys(**{"docids.distinct_rounds": 2})
-    assert (plan.docids, plan.queries, plan.kept) == (other.docids, other.queries, other.kept)
-    assert not {plan.distinct, plan.pairs, plan.index} & {other.distinct, other.pairs, other.index}
+    assert (plan.docids, plan.queries, plan.lesson.kept) == (other.docids, other.queries, other.lesson.kept)
+    assert not {plan.distinct, plan.lesson.pairs, plan.index} & {other.distinct, other.lesson.pairs, other.index}
     assert keys(**{"docids.distinct": False}).distinct == plan.docids

@@ -100,6 +100,14 @@ def test_the_corpus_is_counted_and_every_stage_has_its_row(folder):
     assert made["total"]["seconds"] == pytest.approx(sum(by_stage(made, "seconds").values()))
 
 
+def test_a_second_training_costs_as_much_as_the_first_and_the_searches_before_it(folder):
+    one, two = (planned(folder, *("--set", f"queries.filter.retriever={n}")) for n in (0, 5))
+    once, twice = (by_stage(made, "seconds") for made in (one, two))
+    assert twice["again"] == twice["training"] == once["training"]
+    assert two["total"]["seconds"] - one["total"]["seconds"] == pytest.approx(twice["again"] + twice["second pass"])
+    assert any("second training" in said for said in two["assumptions"])
+
+
 def test_nothing_gets_less_with_more_documents(folder):
     made = [planned(folder, "--documents", number) for number in (24, 1000, 100_000, 40_000_000)]
     for column in ("amount", "hours", "seconds", "memory", "storage", "network"):

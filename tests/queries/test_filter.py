@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerogr_ray.build import _Plan
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import IndexConfig, QueryConfig, make_config
 from zerogr_ray.corpus.terms import stems
+from zerogr_ray.keys import Keys
 from zerogr_ray.queries.filter import (
     KEPT,
     NOT_FOUND,
@@ -139,18 +139,18 @@ def test_of_a_large_corpus_the_own_shard_and_shards_spread_over_it_compete(tmp_p
 
 def test_another_filter_redoes_the_filter_and_what_follows_and_nothing_else():
     def keys(**changes):
-        return _Plan.of(make_config(IndexConfig, {}, changes), "corpus", "model", "prompts", ["llm", "llm"])
+        return Keys.of(make_config(IndexConfig, {}, changes), "corpus", "model", "prompts", ["llm", "llm"])
 
     plan, other = keys(), keys(**{"queries.filter.round_trip": 3})
     assert (plan.docids, plan.queries) == (other.docids, other.queries)
-    assert not {plan.kept, plan.pairs, plan.training, plan.index} & {
-        other.kept,
-        other.pairs,
-        other.training,
+    assert not {plan.lesson.kept, plan.lesson.pairs, plan.lesson.training, plan.index} & {
+        other.lesson.kept,
+        other.lesson.pairs,
+        other.lesson.training,
         other.index,
     }
     none = {"queries.filter.round_trip": 0, "queries.filter.repeats": 0, "queries.filter.shared": False}
-    assert keys(**none).kept == plan.queries
+    assert keys(**none).lesson.kept == plan.queries
 
 
 KEPT_OF = {

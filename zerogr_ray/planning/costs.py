@@ -261,7 +261,12 @@ class _Bill:
         copy = 4 if full and cfg.average < 1 else 0  # what it was before, to lie between
         memory = (copy + (16 if full else 4.4)) * n + cfg.pack_tokens * self.shape.vocabulary * LOGIT_BYTES
         network = self.pairs * self.trainers + 40 * n + (steps * sent if have.nodes > 1 else 0)
-        self.add("training", tokens, self.units, memory - DRIVER, 34 * n, network, steps * each)
+        lesson = ("training", tokens, self.units, memory - DRIVER, 34 * n, network, steps * each)
+        self.add(*lesson)
+        if self.cfg.taught_twice:
+            asked, replica = self.written * self.speeds.kept, self.replica_memory - DRIVER
+            self.add("serving", asked, self.units, replica, self.index_bytes, self.text, called="second pass")
+            self.add(*lesson, called="again")
 
     def publishing(self) -> None:
         """The index, with what the LM measures for it."""
@@ -310,6 +315,8 @@ def _assumptions(cfg: IndexConfig, speeds: Calibration, have: Machines) -> list[
     ]
     if cfg.docids.distinct and cfg.docids.distinct_rounds and cfg.docids.written_by == "lm":
         said.append(f"{COLLIDING:.0%} of the documents share a docid and are asked about again")
+    if cfg.taught_twice:
+        said.append("the second training learns from as many queries as the first, each of which was searched for once")
     if cfg.training.rerank_every:
         said.append("mining wrong docids for rerank steps, and those steps' longer rows, are not counted")
     if cfg.training.method == "lora":

@@ -53,7 +53,7 @@ def judged_schema() -> pa.Schema:
 
 def filter_key(queries: str, cfg: QueryConfig) -> str:
     """Changes with the queries and with what the filter does to them."""
-    return key_of("filter", 1, queries, cfg.filter.model_dump(), cfg.passages > 0)
+    return key_of("filter", 1, queries, cfg.filter.model_dump(exclude={"retriever"}), cfg.passages > 0)
 
 
 def filter_queries(
@@ -81,10 +81,19 @@ def filter_queries(
     spent = map_shards(corpus, tasks, Judge, given, {"num_cpus": 1, **pool}, actors, sizes.__getitem__, quiet)
     if clock is not None:
         clock.add(spent)
-    shards = sorted(sizes)
-    elsewhere = better_elsewhere(judged, shards) if cfg.filter.shared else np.zeros(0, dtype=np.int64)
+    elsewhere = better_elsewhere(judged, sorted(sizes)) if cfg.filter.shared else np.zeros(0, dtype=np.int64)
+    counts = write_kept(queries, judged, kept, elsewhere, quiet)
+    return kept.finish(sum(sizes.values()), queries={n: counts[n] for n in ("written", "kept", *COUNTED, "spared")})
+
+
+def write_kept(
+    queries: Output, judged: Output, kept: Output, elsewhere: NDArray[np.int64], quiet: bool = False
+) -> Counter[str]:
+    """Fill `kept` with what is left of `queries` by the rows of `judged`; returns how many were written, kept, spared
+    and went for which reason. `elsewhere` are the places of those that go as `shared`."""
     counts: Counter[str] = Counter()
     start = 0
+    shards = judged.shards()
     with progress("filter", len(shards), unit="shards", quiet=quiet) as bar:
         for shard in shards:
             rows = queries.folder.read_table(shard).to_pylist()
@@ -102,7 +111,7 @@ def filter_queries(
                     row[column] = [row[column][place] for place in keep]
             kept.folder.write_table(shard, pa.Table.from_pylist(rows, schema=query_schema()))
             bar.update()
-    return kept.finish(sum(sizes.values()), queries={n: counts[n] for n in ("written", "kept", *COUNTED, "spared")})
+    return counts
 
 
 @dataclass(frozen=True)
@@ -120,14 +129,13 @@ class JudgeQueries:
             again = repeats(sets, self.cfg.filter.repeats)
             ranks = [engine.rank(query, row["docno"]) for query in row["queries"]] if self.cfg.filter.round_trip else []
             lost = [rank > self.cfg.filter.round_trip for rank in ranks] or [False] * len(sets)
-            own = self.cfg.passages and (row["title"].strip() or passages(row["text"], self.cfg.passage_words, 1))
             rows.append(
                 {
                     "docno": row["docno"],
                     "reasons": [REPEATS if r else NOT_FOUND if n else KEPT for r, n in zip(again, lost, strict=True)],
                     "ranks": ranks or [1] * len(sets),
                     "digests": [hash64(" ".join(sorted(words))) for words in sets],
-                    "bare": not own,
+                    "bare": bare(row, self.cfg),
                 }
             )
         return pa.Table.from_pylist(rows, schema=judged_schema())
@@ -168,6 +176,12 @@ class Judge(ShardWorker):
                 documents.update(found)
             self.finder = compete, Finder(documents)
         return self.finder[1]
+
+
+def bare(document: Mapping[str, str], cfg: QueryConfig) -> bool:
+    """Whether its pseudo-queries are all that there is to train on."""
+    own = cfg.passages and (document["title"].strip() or passages(document["text"], cfg.passage_words, 1))
+    return not own
 
 
 def repeats(sets: Sequence[frozenset[str]], overlap: float) -> list[bool]:
