@@ -64,10 +64,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("ablations.work"), help="indexes and what their builds leave")
     parser.add_argument("--only", action="append", help="a collection; may repeat (api-torchhub and adi)")
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="a variant; may repeat (all)")
-    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    parser.add_argument("--out", type=Path, help="also write the JSON here, beside what is there of other variants")
     arguments = parser.parse_args()
     names = arguments.only or ["api-torchhub", "adi"]
-    result: dict[str, Any] = {"date": date.today().isoformat(), "collections": {}}
+    known = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {"collections": {}}
+    result: dict[str, Any] = {**known, "date": date.today().isoformat()}
     for name in names:
         root = arguments.work / name
 
@@ -77,7 +78,7 @@ def main() -> None:
             print(name, folder, figures, file=sys.stderr)
             return figures
 
-        table = result["collections"][name] = {"variants": {}}
+        table: dict[str, Any] = result["collections"].setdefault(name, {"variants": {}})
         for variant in arguments.variant or VARIANTS:
             table["variants"][variant] = built(variant, VARIANTS[variant])
             save(result, arguments.out)
