@@ -17,7 +17,7 @@ from zerogr_ray.cluster import shared
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.corpus.text import passages
-from zerogr_ray.decoding.choose import choose, ndcg, usual, ways
+from zerogr_ray.decoding.choose import WEIGHTS, choose, ndcg, usual, ways, weighed
 from zerogr_ray.decoding.gists import WriteGists, add_gists
 from zerogr_ray.decoding.priors import MeasurePriors, measure_priors
 from zerogr_ray.decoding.retriever import Retriever
@@ -223,7 +223,8 @@ def _chosen(
     lasting = {"max_restarts": RESTARTS, "max_task_retries": -1}
     judge: Any = ray.remote(**resources, **lasting)(_Judge).remote(place, bundle.manifest, queries, device)
     among = list(ways(bundle))
-    with progress("decoding", len(among), unit="ways", quiet=quiet) as bar:
+    most = len(among) + (len(WEIGHTS) - 1 if bundle.priors is not None else 0)
+    with progress("decoding", most, unit="ways", quiet=quiet) as bar:
 
         def measure(cfg: DecodeConfig) -> float:
             value = float(ray.get(judge.measure.remote(cfg)))
@@ -231,7 +232,7 @@ def _chosen(
             return value
 
         try:
-            choice = choose(among, measure)
+            choice = choose(among, measure, lambda best: weighed(best, bundle))
         finally:
             ray.kill(judge)
     return {"decode": choice.best.model_dump(), "decode_tried": asdict(choice)["tried"]}

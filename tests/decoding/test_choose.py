@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tests.decoding.test_retriever import WORDS, make_index
 from zerogr_ray.config import DecodeConfig
-from zerogr_ray.decoding.choose import choose, ndcg, ways
+from zerogr_ray.decoding.choose import WEIGHTS, choose, ndcg, ways, weighed
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.index.bundle import open_index
 
@@ -45,6 +47,19 @@ def test_the_published_algorithm_always_takes_part_and_is_kept_among_equals(retr
     assert tried[0] == DecodeConfig()
     nothing = [("query", "a docid that no document has")]
     assert choose(tried, lambda cfg: ndcg(retriever, nothing, cfg)).best == DecodeConfig()
+
+
+def test_the_best_way_is_tried_with_every_weight_of_the_prior_and_no_other_way_is(retriever):
+    bundle = replace(retriever.bundle, priors=np.zeros(retriever.bundle.trie.nodes, np.float16))
+    beams = weighed(DecodeConfig(mode="beam", draws=3), bundle)
+
+    def measure(cfg):
+        return 0.1 * (1 + beams.index(cfg)) if cfg in beams else 0.0
+
+    choice = choose(WAYS, measure, lambda best: weighed(best, bundle))
+    assert choice.best == WAYS[3].model_copy(update={"prior_weight": WEIGHTS[-1]})
+    assert len(choice.tried) == len(WAYS) + len(WEIGHTS) - 1, "λ = 0 was tried already"
+    assert weighed(DecodeConfig(), retriever.bundle) == [], "without a prior there is nothing to weigh"
 
 
 def test_a_search_without_settings_is_the_way_that_the_build_chose(tmp_path):

@@ -24,6 +24,9 @@ PLANNED = 100
 SCORED = 20
 """The same where every one of them is scored in full."""
 
+WEIGHTS = (0.0, 0.5, 1.0)
+"""λ, what the prior may count: the best way is tried with each, where the index has a prior."""
+
 LOOKAHEADS = (100.0, 300.0, 1000.0, 3000.0)
 """What a plan may count beside the LM's words, in nats for a plan score of 1."""
 
@@ -77,11 +80,31 @@ def ndcg(retriever: Retriever, queries: Sequence[tuple[str, str]], cfg: DecodeCo
     return float(np.mean(gains))
 
 
-def choose(among: Sequence[DecodeConfig], measure: Callable[[DecodeConfig], float]) -> Choice:
-    """The way for which `measure` gives the most; the first of equals, to four digits."""
-    published, tried = DecodeConfig().model_dump(), []
-    for cfg in among:
-        changed = {name: value for name, value in cfg.model_dump().items() if value != published[name]}
-        tried.append({"ndcg@10": round(measure(cfg), 4), **changed})
-    best = max(range(len(among)), key=lambda number: tried[number]["ndcg@10"])
-    return Choice(among[best], tried)
+def weighed(cfg: DecodeConfig, bundle: Bundle) -> list[DecodeConfig]:
+    """The same way with each weight of the prior; none where the index has no prior."""
+    if bundle.priors is None:
+        return []
+    return [cfg.model_copy(update={"prior_weight": weight}) for weight in WEIGHTS]
+
+
+def choose(
+    among: Sequence[DecodeConfig],
+    measure: Callable[[DecodeConfig], float],
+    again: Callable[[DecodeConfig], Sequence[DecodeConfig]] = lambda _: (),
+) -> Choice:
+    """The way for which `measure` gives the most; the first of equals, to four digits.
+
+    `again` names others to try once it is known which one of `among` is best.
+    """
+    published = DecodeConfig().model_dump()
+    tried: list[tuple[DecodeConfig, dict[str, Any]]] = []
+
+    def best(more: Sequence[DecodeConfig]) -> DecodeConfig:
+        for cfg in more:
+            if any(cfg == other for other, _ in tried):
+                continue
+            changed = {name: value for name, value in cfg.model_dump().items() if value != published[name]}
+            tried.append((cfg, {"ndcg@10": round(measure(cfg), 4), **changed}))
+        return max(tried, key=lambda one: one[1]["ndcg@10"])[0]
+
+    return Choice(best(again(best(among))), [row for _, row in tried])

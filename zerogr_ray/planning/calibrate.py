@@ -216,7 +216,7 @@ def _filtering(found: Sequence[Document], wall: float, cfg: IndexConfig) -> dict
 
 def _searching(index: Path, cfg: IndexConfig, found: Sequence[Document], few: BuildReport) -> dict[str, Speed]:
     """Priors and searches, with the untrained model on the index of the rule's docids."""
-    from zerogr_ray.decoding.choose import ways
+    from zerogr_ray.decoding.choose import WEIGHTS, ways
     from zerogr_ray.decoding.priors import MeasurePriors
     from zerogr_ray.decoding.retriever import Retriever
 
@@ -231,9 +231,10 @@ def _searching(index: Path, cfg: IndexConfig, found: Sequence[Document], few: Bu
     # Without priors: what they add to a search is a subtraction.
     tried = [way.model_copy(update={"prior_weight": 0.0}) for way in ways(retriever.bundle)]
     each = [_timed(partial(retriever.search_many, asked, config=way))[0] / len(asked) for way in tried]
+    weighing = sum(each) / len(each) * (len(WEIGHTS) - 1)  # the best of them once more with other weights
     return {
         "priors": Speed(unit="tokens", per_second=rate, fixed=max(0.0, actor)),
-        "decoding": Speed(unit="queries", per_second=1 / sum(each), fixed=max(0.0, actor)),
+        "decoding": Speed(unit="queries", per_second=1 / (sum(each) + weighing), fixed=max(0.0, actor)),
         "serving": Speed(unit="queries", per_second=1 / each[0], fixed=loading),
     }
 
