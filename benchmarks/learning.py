@@ -3,8 +3,8 @@
     python -m benchmarks.learning --out benchmarks/results/learning.json     2 CPU cores: an hour; resumable
 
 For each collection and each kind of docid (terms: as the shipped adapter writes them, general to specific; rule: title
-and heaviest terms, so that they begin with the topic; phrase: a noun phrase by the model as it is) nDCG@10 of each way
-of decoding, with the LM alone: no words of the documents, no gists.
+and heaviest terms, so that they begin with the topic; phrase: a noun phrase by the model as it is; two: terms and rule,
+both for each document) nDCG@10 of each way of decoding, with the LM alone: no words of the documents, no gists.
 
     untrained, 1 epoch, 3 epochs    the retriever, with all of its training (training.average=1)
     1 epoch, prior in the loss      trained on logits from which the untrained model's prior was taken, so that decoding
@@ -44,7 +44,7 @@ from zerogr_ray.decoding.priors import MeasurePriors, measure_here
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.evaluation.baselines import bm25
 from zerogr_ray.evaluation.evaluate import as_run, documents_of, search_collection
-from zerogr_ray.index.bundle import Bundle, open_index
+from zerogr_ray.index.bundle import DOCUMENTS, Bundle, open_index, write_index
 from zerogr_ray.models import load_format, load_model
 from zerogr_ray.rows import Collection
 from zerogr_ray.store import hash64
@@ -65,6 +65,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "docids.examples": 0,
         "docids.prompt": "Write a title for the document: one short noun phrase that says what it is about.",
     },
+    "two": {},
 }
 
 BARE = {"training.epochs": 0, "postings": "docids", "calibration.gist_tokens": 0, "calibration.queries": 0}
@@ -127,11 +128,23 @@ def sampled(source: Path, most: int) -> tuple[Collection, str]:
 def build(source: Path, work: Path, kind: str, instruction: str) -> Bundle:
     """An untrained index with docids of this kind."""
     index = work / kind
+    if kind == "two":
+        return two_docids([build(source, work, one, instruction) for one in ("terms", "rule")], index)
     settings = {**FULL, **BARE, **KINDS[kind]}
     chosen = [part for key, value in settings.items() for part in ("--set", f"{key}={toml(value)}")]
     zerogr = Path(sys.executable).with_name("zerogr")
     command = [zerogr, "index", source, index, "--work", work / "work", "--instruction", instruction, *chosen]
     subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
+    return open_index(index)
+
+
+def two_docids(bundles: Sequence[Bundle], index: Path) -> Bundle:
+    """An index in which every document has the docids that it has in each of these, once where they are the same."""
+    first, fmt = bundles[0], load_format(bundles[0].model)
+    rows = {(row["docno"], row["docid"]): row for bundle in bundles for row in bundle.documents.to_pylist()}
+    facts = {name: first.manifest[name] for name in ("instruction", "model", "prompt_format", "calibration")}
+    table = pa.Table.from_pylist(list(rows.values()), schema=DOCUMENTS)
+    write_index(index, table, fmt.end, first.model, facts, vocab=len(fmt.tokenizer))
     return open_index(index)
 
 
@@ -152,7 +165,7 @@ class Lab:
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(retriever, nDCG@10 of each way) one after the other."""
         yield "untrained", self.kept("untrained", lambda: self.measure(self.bundle.model))
-        for epochs in (1, 3):
+        for epochs in (1,) if self.kind == "two" else (1, 3):  # it has twice the examples
             called = f"{epochs} epoch{'s' * (epochs > 1)}"
             yield called, self.kept(called, lambda n=epochs: self.measure(self.trained(n)))  # type: ignore[misc]
         if self.kind == "terms":
@@ -190,11 +203,14 @@ class Lab:
         [filtered] = (self.work / "work").glob("filtered-*")
         rows = [row for part in sorted(filtered.glob("part-*.parquet")) for row in pq.read_table(part).to_pylist()]
         written = {row["docno"]: row["queries"] for row in rows}
-        docids = dict(zip(*(self.bundle.documents[name].to_pylist() for name in ("docno", "docid")), strict=True))
+        docids: dict[str, list[str]] = {}
+        for row in self.bundle.documents.select(["docno", "docid"]).to_pylist():
+            docids.setdefault(row["docno"], []).append(row["docid"])
         cfg = QueryConfig(passages=FULL["queries.passages"])
         pairs = [
-            {"query": query, "docid": docids[document.docno]}
+            {"query": query, "docid": docid}
             for document in documents_of(self.collection)
+            for docid in docids[document.docno]
             for query in queries_of(document.title, document.text, written[document.docno], cfg)
         ]
         pq.write_table(pa.Table.from_pylist(pairs), path)
