@@ -73,8 +73,9 @@ def main() -> None:
         root = arguments.work / name
 
         def built(folder: str, changed: dict[str, Any], name: str = name, root: Path = root) -> dict[str, Any]:
-            settings = [f"{key}={json.dumps(value) if value != '' else ''}" for key, value in (FULL | changed).items()]
-            figures = one(name, arguments.data, root / folder.replace(" ", "-"), settings, root / "work")[0]
+            figures = one(
+                name, arguments.data, root / folder.replace(" ", "-"), as_arguments(FULL | changed), root / "work"
+            )[0]
             print(name, folder, figures, file=sys.stderr)
             return figures
 
@@ -90,6 +91,11 @@ def main() -> None:
             table["modes"] = modes(root / "full" / "index", arguments.data / name)
             save(result, arguments.out)
     print(json.dumps(result, indent=1))
+
+
+def as_arguments(settings: dict[str, Any]) -> list[str]:
+    """KEY=VALUE, as --set takes them."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
 
 
 def save(result: dict[str, Any], out: Path | None) -> None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -35,8 +34,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.ablations import FULL
-from benchmarks.quality import ndcg
+from benchmarks.ablations import FULL, as_arguments
+from benchmarks.quality import ndcg, zerogr_index
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import DecodeConfig, QueryConfig, TrainingConfig
 from zerogr_ray.corpus.collections import read_collection
@@ -130,11 +129,8 @@ def build(source: Path, work: Path, kind: str, instruction: str) -> Bundle:
     index = work / kind
     if kind == "two":
         return two_docids([build(source, work, one, instruction) for one in ("terms", "rule")], index)
-    settings = {**FULL, **BARE, **KINDS[kind]}
-    chosen = [part for key, value in settings.items() for part in ("--set", f"{key}={toml(value)}")]
-    zerogr = Path(sys.executable).with_name("zerogr")
-    command = [zerogr, "index", source, index, "--work", work / "work", "--instruction", instruction, *chosen]
-    subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
+    settings = as_arguments({**FULL, **BARE, **KINDS[kind]})
+    zerogr_index(source, index, work / "work", instruction, settings)
     return open_index(index)
 
 
@@ -146,11 +142,6 @@ def two_docids(bundles: Sequence[Bundle], index: Path) -> Bundle:
     table = pa.Table.from_pylist(list(rows.values()), schema=DOCUMENTS)
     write_index(index, table, fmt.end, first.model, facts, vocab=len(fmt.tokenizer))
     return open_index(index)
-
-
-def toml(value: Any) -> str:
-    """The value as --set takes it."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 class Lab:

@@ -100,11 +100,8 @@ def one(
     instruction = (data / name.removesuffix("-60") / "instruction.txt").read_text(encoding="utf-8").strip()
     spent = folder / "seconds.txt"  # of all attempts: an interrupted build has cost its time too
     started, before = time.monotonic(), float(spent.read_text()) if spent.exists() else 0.0
-    chosen = [argument for setting in settings for argument in ("--set", setting)]
-    zerogr = Path(sys.executable).with_name("zerogr")
-    command = [zerogr, "index", source, index, "--work", work or f"{index}.work", "--instruction", instruction, *chosen]
     try:
-        subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
+        zerogr_index(source, index, work or Path(f"{index}.work"), instruction, settings)
     finally:
         spent.write_text(str(before + time.monotonic() - started))
     key = json.loads((index / "manifest.json").read_text(encoding="utf-8"))["key"]
@@ -114,6 +111,14 @@ def one(
     spent.write_text(str(before + time.monotonic() - started))
     done.write_text(json.dumps({"key": key, "figures": figures}))
     return figures, float(spent.read_text())
+
+
+def zerogr_index(source: Path, index: Path, work: Path, instruction: str, settings: list[str]) -> None:
+    """Run `zerogr index` with these settings, KEY=VALUE."""
+    chosen = [argument for setting in settings for argument in ("--set", setting)]
+    zerogr = Path(sys.executable).with_name("zerogr")
+    command = [zerogr, "index", source, index, "--work", work, "--instruction", instruction, *chosen]
+    subprocess.run(list(map(str, command)), check=True, stdout=sys.stderr)
 
 
 def measure(index: Path, collection: Collection, name: str) -> dict[str, Any]:

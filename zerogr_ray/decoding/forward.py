@@ -10,8 +10,6 @@ with padding on the left of the first two parts, so that all prompts end in the 
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
@@ -56,17 +54,6 @@ def head_of(model: Any) -> Head | None:
     # What models do to logits (scaling, soft capping) they do to each on its own: it works on any part of them.
     model.set_output_embeddings(Head(head))
     return model.get_output_embeddings()  # type: ignore[no-any-return]
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep up to 512 MB of what one forward frees for the next, instead of giving it back to the system.
-
-    A batch's activations are megabytes each; fetching their pages anew for every operation costs a tenth of the time.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # names of malloc.h
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(mmap_threshold, 1 << 25)
-        libc.mallopt(trim_threshold, 1 << 29)
 
 
 class Prefixes:

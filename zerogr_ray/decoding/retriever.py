@@ -14,6 +14,7 @@ from zerogr_ray.decoding.job import Job, Prompt, Request
 from zerogr_ray.errors import IndexRefused, InputError
 from zerogr_ray.index.bundle import Bundle, open_index, writing_index
 from zerogr_ray.index.live import LiveIndex
+from zerogr_ray.memory import keep_freed_memory
 from zerogr_ray.models import DType, load_format, load_model
 from zerogr_ray.rows import Hit
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from zerogr_ray.decoding.cells import Answer, Cell
     from zerogr_ray.decoding.forward import TreeForward
+
+
+KEPT = 1 << 25, 1 << 29
+"""Bytes of a block and in all that a search on a CPU keeps for the next: a batch's activations are megabytes each."""
 
 
 class Retriever:
@@ -65,11 +70,9 @@ class Retriever:
                 f"{bundle.path} was built with prompt format {built_with}, but its tokenizer now gives "
                 f"{prompt_format.fingerprint}; install the transformers version it was built with, or build it again"
             )
-        from zerogr_ray.decoding.forward import keep_freed_memory
-
         model = model or load_model(bundle.model, dtype, device)
         if model.device.type == "cpu":
-            keep_freed_memory()
+            keep_freed_memory(*KEPT)
         return cls(bundle, model, prompt_format, cache)
 
     def search(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zerogr_ray.errors import BuildError
+from zerogr_ray.memory import keep_freed_memory
 from zerogr_ray.models import pick_dtype
 from zerogr_ray.training.averaging import average, starting_point
 from zerogr_ray.training.batches import Pack, pack
@@ -31,7 +32,6 @@ from zerogr_ray.training.checkpoints import (
 )
 from zerogr_ray.training.lora import prepared
 from zerogr_ray.training.losses import pack_losses
-from zerogr_ray.training.memory import keep_freed_memory
 from zerogr_ray.training.rerank import rerank_token
 from zerogr_ray.training.validation import Validation, due
 
