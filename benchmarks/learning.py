@@ -82,6 +82,9 @@ WAYS: dict[str, DecodeConfig] = {
     "exhaustive": DecodeConfig(mode="exhaustive", order="docid"),
 }
 
+FEW = ("reference", "reference, whole docids", "planned", "exhaustive")
+"""Ways that are measured of other docids than terms."""
+
 RAW = ("reference", "reference, whole docids", "top_k", "exhaustive")
 """Ways that are measured without a prior too."""
 
@@ -217,20 +220,22 @@ class Lab:
         """nDCG@10 of each way with the LM in `folder`; with `own_prior` also by the prior of the untrained one."""
         model = load_model(folder, "auto", "cpu")
         row: dict[str, Any] = {"raw": {way: self.ndcg(model, self.bundle, WAYS[way]) for way in RAW}}
-        for name, texts in self.texts().items():
-            calibrated = self.calibrated(model, texts)
-            row["texts"] = row.get("texts", {}) | {name: self.ndcg(model, calibrated, WAYS["exhaustive"], 1.0)}
-            if name == "passages":
-                row["calibrated"] = {way: self.ndcg(model, calibrated, cfg, 1.0) for way, cfg in WAYS.items()}
+        calibrated = self.calibrated(model, self.passages)
+        ways = WAYS if self.kind == "terms" else FEW
+        row["calibrated"] = {way: self.ndcg(model, calibrated, WAYS[way], 1.0) for way in ways}
         if own_prior:
-            row["its prior"] = {way: self.ndcg(model, self.bundle, cfg, 1.0) for way, cfg in WAYS.items()}
+            row["its prior"] = {way: self.ndcg(model, self.bundle, WAYS[way], 1.0) for way in ways}
+        if self.kind == "terms":
+            row["texts"] = {"passages": row["calibrated"]["exhaustive"]}
+            for name, texts in self.other_texts().items():
+                row["texts"][name] = self.ndcg(model, self.calibrated(model, texts), WAYS["exhaustive"], 1.0)
         return row
 
-    def texts(self) -> dict[str, tuple[str, ...]]:
-        """What may stand in the place of a query while the prior is measured."""
+    def other_texts(self) -> dict[str, tuple[str, ...]]:
+        """What else may stand in the place of a query while the prior is measured."""
         queries = pq.read_table(self.pairs())["query"].to_pylist()
         drawn = sorted(queries, key=lambda query: hash64("prior", query))[: len(self.passages)]
-        return {"passages": self.passages, "pseudo-queries": tuple(drawn), "no query": ("",)}
+        return {"pseudo-queries": tuple(drawn), "no query": ("",)}
 
     def calibrated(self, model: Any, texts: tuple[str, ...]) -> Bundle:
         """The index with the prior of this model over these texts."""
