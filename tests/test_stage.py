@@ -88,6 +88,12 @@ def everything(output):
     return [row for shard in output.shards() for row in output.folder.read_table(shard).to_pylist()]
 
 
+def test_rows_come_in_the_order_asked_for_whatever_their_shards(source):
+    places = [(SHARDS[4], 1), (SHARDS[0], 0), (SHARDS[4], 0), (SHARDS[0], 0)]
+    assert [row["docno"] for row in source.rows_at(places)] == [f"{shard}-{'ab'[row]}" for shard, row in places]
+    assert source.rows_at(places[:1], ["text"]) == [{"text": "y"}]
+
+
 def test_only_missing_shards_are_made(ray, source, tmp_path):
     output = Output("upper", Folder(tmp_path / "upper"))
     mine = pa.table({"docno": ["kept"], "text": ["KEPT"]})

@@ -290,10 +290,9 @@ def _expect(
     """What queries for the documents are expected to say, by the LM that wrote them."""
     if expected.done() is not None:
         return
-    sample = []
-    for _, shard, row in draw_places(source, USUAL_DOCUMENTS, cfg.seed):
-        document, asked = (output.folder.read_table(shard).slice(row, 1).to_pylist()[0] for output in (source, queries))
-        sample.append(Asked.of({**document, **asked}))
+    drawn = [place for _, place in draw_places(source, USUAL_DOCUMENTS, cfg.seed)]
+    rows = zip(source.rows_at(drawn), queries.rows_at(drawn), strict=True)
+    sample = [Asked.of({**document, **asked}) for document, asked in rows]
     task = ExpectWords(cfg.queries, cfg.instruction, tuple(sample), known)
     expect_words(source, queries, expected, task, writer, engine_resources(cfg.llm), cfg.llm.engines, quiet, clock)
 

@@ -160,19 +160,17 @@ def gist_task(drawn: Sequence[Drawn], fmt: PromptFormat, cfg: IndexConfig) -> Wr
 
 def draw_documents(source: Output, most: int, seed: int) -> list[Drawn]:
     """The `most` documents whose (seed, docno) have the lowest hashes, lowest first."""
-    columns = ["docno", "title", "text"]
-    return [
-        (number, source.folder.read_table(shard, columns).slice(row, 1).to_pylist()[0])
-        for number, shard, row in draw_places(source, most, seed)
-    ]
+    drawn = draw_places(source, most, seed)
+    rows = source.rows_at([place for _, place in drawn], ["docno", "title", "text"])
+    return [(number, row) for (number, _), row in zip(drawn, rows, strict=True)]
 
 
-def draw_places(source: Output, most: int, seed: int) -> list[tuple[int, str, int]]:
-    """(hash, shard, row) of the same documents."""
-    lowest: list[tuple[int, str, int]] = []
+def draw_places(source: Output, most: int, seed: int) -> list[tuple[int, tuple[str, int]]]:
+    """(hash, (shard, row)) of the same documents."""
+    lowest: list[tuple[int, tuple[str, int]]] = []
     for shard in source.shards() if most else ():
         docnos = source.folder.read_table(shard, ["docno"])["docno"].to_pylist()
-        numbers = ((hash64(str(seed), docno), shard, row) for row, docno in enumerate(docnos))
+        numbers = ((hash64(str(seed), docno), (shard, row)) for row, docno in enumerate(docnos))
         lowest = nsmallest(most, chain(lowest, numbers))
     return lowest
 

@@ -51,6 +51,14 @@ class Output:
         found = self.folder.read_json("done.json")
         return dict(found) if found else None
 
+    def rows_at(self, places: Sequence[tuple[str, int]], columns: list[str] | None = None) -> list[dict[str, Any]]:
+        """The rows at these (shard, row), in their order; a shard is read once."""
+        found: dict[tuple[str, int], dict[str, Any]] = {}
+        for name in dict.fromkeys(shard for shard, _ in places):
+            table = self.folder.read_table(name, columns)
+            found |= {(shard, row): table.slice(row, 1).to_pylist()[0] for shard, row in places if shard == name}
+        return [found[place] for place in places]
+
     def finish(self, rows: int, **facts: Any) -> dict[str, Any]:
         """Write the completion manifest."""
         manifest = {"name": self.name, "rows": rows, "shards": self.shards(), **facts}
