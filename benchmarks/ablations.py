@@ -54,6 +54,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 PER_DOCUMENT = (0, 1, 2, 4, 8)
 
+PARTS = (*VARIANTS, "per document", "modes")
+
 MODES = ("reference", "sampling", "beam", "top_k")
 
 
@@ -63,7 +65,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of collections")
     parser.add_argument("--work", type=Path, default=Path("ablations.work"), help="indexes and what their builds leave")
     parser.add_argument("--only", action="append", help="a collection; may repeat (api-torchhub and adi)")
-    parser.add_argument("--variant", action="append", choices=VARIANTS, help="a variant; may repeat (all)")
+    parser.add_argument("--variant", action="append", choices=PARTS, help="a variant or a series; may repeat (all)")
     parser.add_argument("--out", type=Path, help="also write the JSON here, beside what is there of other variants")
     arguments = parser.parse_args()
     names = arguments.only or ["api-torchhub", "adi"]
@@ -80,15 +82,14 @@ def main() -> None:
             return figures
 
         table: dict[str, Any] = result["collections"].setdefault(name, {"variants": {}})
-        for variant in arguments.variant or VARIANTS:
-            table["variants"][variant] = built(variant, VARIANTS[variant])
-            save(result, arguments.out)
-        if not arguments.variant:
-            table["per_document"] = {}
-            for n in PER_DOCUMENT:
-                table["per_document"][n] = built(f"{n} queries", {"queries.per_document": n})
-                save(result, arguments.out)
-            table["modes"] = modes(root / "full" / "index", arguments.data / name)
+        for part in arguments.variant or PARTS:
+            if part in VARIANTS:
+                table["variants"][part] = built(part, VARIANTS[part])
+            elif part == "modes":
+                built("full", {})
+                table["modes"] = modes(root / "full" / "index", arguments.data / name)
+            else:
+                table["per_document"] = {n: built(f"{n} queries", {"queries.per_document": n}) for n in PER_DOCUMENT}
             save(result, arguments.out)
     print(json.dumps(result, indent=1))
 
