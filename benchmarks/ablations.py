@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "untrained": {"training.epochs": 0},
     "half of the training": {"training.average": 0.5},
     "all of the training": {"training.average": 1},
+    "three epochs, all of them": {"training.epochs": 3, "training.average": 1},
     "no gists": {"calibration.gist_tokens": 0},
     "no expected words": {"queries.expected_tokens": 0},
     "keyword docids": {"docids.written_by": "rule"},
