@@ -18,7 +18,7 @@ from zerogr_ray.index.bundle import open_index
 from zerogr_ray.index.inspect import inspect_index
 from zerogr_ray.models import load_tokenizer
 
-pytestmark = [pytest.mark.model, pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.model, pytest.mark.ray, pytest.mark.timeout(900)]
 
 TEXTS = ["the red fox hunts mice", "the red hat of a fox", "open a json file", "the same words", "the same words"]
 

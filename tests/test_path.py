@@ -17,7 +17,7 @@ import pytest
 from zerogr_ray.config import DEFAULT_MODEL
 from zerogr_ray.models import find_model
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 DOCUMENTS = {
     "sorting": "Merge sort splits a list into halves, sorts each half and merges the two sorted halves.",
@@ -85,7 +85,7 @@ def start(folder, *more):
 def finish(folder, *more):
     """Run `zerogr index` to its end; returns its report."""
     process = start(folder, *more)
-    out, _ = process.communicate(timeout=600)
+    out, _ = process.communicate(timeout=1500)
     assert process.returncode == 0, (folder / "stderr.txt").read_text()[-3000:]
     return json.loads(out)
 
