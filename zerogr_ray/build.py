@@ -47,7 +47,7 @@ from zerogr_ray.docids.generate import WriteDocIds
 from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.generation.writer import Writer, engine_resources
 from zerogr_ray.index.bundle import check_target, open_index
-from zerogr_ray.index.manifest import FORMAT, MANIFEST, read_manifest
+from zerogr_ray.index.manifest import MANIFEST, read_manifest
 from zerogr_ray.keys import Keys, LessonKeys
 from zerogr_ray.models import find_model, fingerprint, load_format
 from zerogr_ray.publish import USUAL_DOCUMENTS, Left, draw_places, publish
@@ -154,9 +154,7 @@ def build_index(
             pairs, tuned = _learn(keys.lesson, kept, *training)
             if keys.again is not None:
                 first = Left(source, distinct, pairs, None, tuned, prompt_format)
-                again = Output.at(folder, "filtered", keys.again.kept)
-                _find_again(cfg, first, keys.lesson.training, kept, again, folder, clock, quiet)
-                kept = again
+                kept = _find_again(cfg, first, keys.again.kept, kept, folder, clock, quiet)
                 pairs, tuned = _learn(keys.again, kept, *training)
             about = {
                 "key": keys.index,
@@ -337,27 +335,22 @@ def _learn(
 
 
 def _find_again(
-    cfg: IndexConfig,
-    first: Left,
-    training: str,
-    kept: Output,
-    again: Output,
-    folder: Folder,
-    clock: Clock,
-    quiet: bool,
-) -> None:
-    """Fill `again` with those of the kept queries that the retriever of the first training leads to their documents.
+    cfg: IndexConfig, first: Left, key: str, kept: Output, folder: Folder, clock: Clock, quiet: bool
+) -> Output:
+    """Those of the kept queries that the retriever of the first training leads to their documents, as the output `key`.
 
     Its index has no words of the documents and chooses no way of decoding: it shows what was learned, and no more.
     """
-    key = key_of("first", FORMAT, training, cfg.calibration.texts)
-    index = folder.url_of(f"first-{key}")
-    if _current(index, key) is None and again.done() is None:
+    again, index = Output.at(folder, "filtered", key), folder.url_of(f"first-{key}")
+    if again.done() is not None:
+        return again
+    if _current(index, key) is None:
         calibration = cfg.calibration.model_copy(update={"queries": 0, "gist_tokens": 0})
         bare = cfg.model_copy(update={"postings": "docids", "calibration": calibration})
         clock.time("second pass", lambda: publish(index, first, bare, {"key": key}, folder, quiet, clock))
     asking = (first.source, first.docids, kept, again, index, cfg.queries, engine_resources(cfg.llm))
     clock.time("second pass", lambda: find_again(*asking, cfg.llm.engines, quiet, clock))
+    return again
 
 
 def _collisions(distinct: Output) -> dict[str, int]:

@@ -64,7 +64,7 @@ class Keys:
         bags = key_of("bags", 3, corpus, prompts) if cfg.postings == "terms" else ""
         lesson, again = LessonKeys.of(cfg, distinct, kept, model), None
         if cfg.taught_twice:
-            again = LessonKeys.of(cfg, distinct, second_pass_key(lesson.training, kept, cfg.queries), model)
+            again = LessonKeys.of(cfg, distinct, second_pass_key(lesson.training, kept, cfg), model)
         training = (again or lesson).training
         index = key_of("index", FORMAT, training, cfg.postings, bags, expected, cfg.calibration.model_dump())
         return cls(docids, distinct, queries, expected, bags, lesson, again, index)

@@ -153,6 +153,25 @@ def test_another_filter_redoes_the_filter_and_what_follows_and_nothing_else():
     assert keys(**none).lesson.kept == plan.queries
 
 
+def test_a_second_pass_is_done_again_where_its_retriever_or_the_prior_that_it_ranks_by_is_another():
+    def keys(**changes):
+        settings = {"queries.filter.retriever": 5, **changes}
+        return Keys.of(make_config(IndexConfig, {}, settings), "corpus", "model", "prompts", ["llm", "llm"])
+
+    once, twice = keys(**{"queries.filter.retriever": 0}), keys()
+    assert once.again is None
+    assert (once.lesson, once.queries) == (twice.lesson, twice.queries), "the first training is the same"
+    settings = {
+        "queries.filter.retriever": 6,
+        "training.epochs": 2,
+        "calibration.texts": 3,
+        "calibration.text_words": 9,
+    }
+    kept = [twice.again.kept, *(keys(**{name: value}).again.kept for name, value in settings.items())]
+    assert len(set(kept)) == 5
+    assert keys(**{"calibration.gist_tokens": 3}).again == twice.again, "it has no gists"
+
+
 KEPT_OF = {
     "fox": ["what does the red fox hunt"],  # the wolf is found at a better rank by what it shares with the fox
     "wolf": ["who hunts in the forest", "deer hunting wolf"],

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zerogr_ray.config import QueryConfig
+from zerogr_ray.config import IndexConfig, QueryConfig
 from zerogr_ray.decoding.choose import usual
 from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.index.manifest import FORMAT
 from zerogr_ray.models import hush
 from zerogr_ray.queries.filter import KEPT, NOT_FOUND, bare, judged_schema, write_kept
 from zerogr_ray.queries.round_trip import NOWHERE
@@ -25,9 +26,12 @@ from zerogr_ray.stage import Clock, Output, ShardWorker, map_shards
 from zerogr_ray.store import key_of
 
 
-def second_pass_key(training: str, kept: str, cfg: QueryConfig) -> str:
-    """Changes with the training that judges, with the queries and with how they are judged."""
-    return key_of("second pass", 1, training, kept, cfg.filter.retriever, cfg.passages > 0)
+def second_pass_key(training: str, kept: str, cfg: IndexConfig) -> str:
+    """Changes with the training that judges, with the queries and with how they are judged: the prior is part of it."""
+    prior = [cfg.calibration.texts, cfg.calibration.text_words, cfg.seed]
+    return key_of(
+        "second pass", 2, FORMAT, training, kept, cfg.queries.filter.retriever, cfg.queries.passages > 0, prior
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def find_again(
     given = {"docids": docids, "queries": queries, "index": index, "device": device}
     tasks = [(FindAgain(cfg), judged)]
     clock.add(map_shards(source, tasks, Seeker, given, resources, actors, sizes.__getitem__, quiet))
-    counts = write_kept(queries, judged, kept, np.zeros(0, dtype=np.int64), quiet)
+    counts = write_kept(queries, judged, kept, sorted(sizes), np.zeros(0, dtype=np.int64), quiet)
     before = (queries.done() or {}).get("queries") or {"written": counts["written"]}
     now = {"kept": counts["kept"], "not found again": counts["not found"]}
     return kept.finish(sum(sizes.values()), queries={**before, **now})

@@ -81,19 +81,24 @@ def filter_queries(
     spent = map_shards(corpus, tasks, Judge, given, {"num_cpus": 1, **pool}, actors, sizes.__getitem__, quiet)
     if clock is not None:
         clock.add(spent)
-    elsewhere = better_elsewhere(judged, sorted(sizes)) if cfg.filter.shared else np.zeros(0, dtype=np.int64)
-    counts = write_kept(queries, judged, kept, elsewhere, quiet)
+    shards = sorted(sizes)
+    elsewhere = better_elsewhere(judged, shards) if cfg.filter.shared else np.zeros(0, dtype=np.int64)
+    counts = write_kept(queries, judged, kept, shards, elsewhere, quiet)
     return kept.finish(sum(sizes.values()), queries={n: counts[n] for n in ("written", "kept", *COUNTED, "spared")})
 
 
 def write_kept(
-    queries: Output, judged: Output, kept: Output, elsewhere: NDArray[np.int64], quiet: bool = False
+    queries: Output,
+    judged: Output,
+    kept: Output,
+    shards: Sequence[str],
+    elsewhere: NDArray[np.int64],
+    quiet: bool = False,
 ) -> Counter[str]:
     """Fill `kept` with what is left of `queries` by the rows of `judged`; returns how many were written, kept, spared
     and went for which reason. `elsewhere` are the places of those that go as `shared`."""
     counts: Counter[str] = Counter()
     start = 0
-    shards = judged.shards()
     with progress("filter", len(shards), unit="shards", quiet=quiet) as bar:
         for shard in shards:
             rows = queries.folder.read_table(shard).to_pylist()
