@@ -34,11 +34,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.ablations import FULL, as_arguments
-from benchmarks.quality import ndcg, zerogr_index
+from benchmarks.ablations import FULL, as_arguments, save
+from benchmarks.quality import ndcg, sampled, zerogr_index
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import DecodeConfig, QueryConfig, TrainingConfig
-from zerogr_ray.corpus.collections import read_collection
 from zerogr_ray.decoding.priors import MeasurePriors, measure_here
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.evaluation.baselines import bm25
@@ -48,11 +47,10 @@ from zerogr_ray.models import load_format, load_model
 from zerogr_ray.rows import Collection
 from zerogr_ray.store import hash64
 from zerogr_ray.training import loop
-from zerogr_ray.training.attention import Layout, by_example, laid_out
 from zerogr_ray.training.batches import Pack, pack
 from zerogr_ray.training.checkpoints import finished
 from zerogr_ray.training.examples import Example, ExampleStream
-from zerogr_ray.training.losses import Losses, pack_losses
+from zerogr_ray.training.losses import Losses, pack_logits, pack_losses
 from zerogr_ray.training.pairs import queries_of
 from zerogr_ray.training.tasks import Retrieve
 
@@ -101,7 +99,7 @@ def main() -> None:
     given = parser.parse_args()
     result: dict[str, Any] = {"date": date.today().isoformat(), "collections": {}}
     for name in given.only or ("adi", "api-torchhub"):
-        collection, instruction = sampled(given.data / name, given.queries)
+        collection, instruction = sampled(given.data / name, given.queries, "learning")
         reference = ndcg(collection.qrels, bm25(documents_of(collection), collection.queries, 100))
         table: dict[str, Any] = {"queries": len(collection.queries), "bm25": reference, "docids": {}}
         result["collections"][name] = table
@@ -112,19 +110,8 @@ def main() -> None:
             for retriever, row in lab.rows():
                 table["docids"][kind]["retrievers"][retriever] = row
                 print(name, kind, retriever, json.dumps(row), file=sys.stderr)
-                if given.out:
-                    given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                save(result, given.out)
     print(json.dumps(result, indent=1))
-
-
-def sampled(source: Path, most: int) -> tuple[Collection, str]:
-    """The collection with at most so many of its judged queries, and its instruction."""
-    collection = read_collection(str(source))
-    judged = [query for query in collection.queries if query.qid in collection.qrels]
-    queries = sorted(judged, key=lambda query: hash64("learning", query.qid))[:most]
-    qrels = {query.qid: collection.qrels[query.qid] for query in queries}
-    instruction = (source / "instruction.txt").read_text(encoding="utf-8").strip()
-    return replace(collection, queries=queries, qrels=qrels), instruction
 
 
 def build(source: Path, work: Path, kind: str, instruction: str) -> Bundle:
@@ -259,14 +246,11 @@ class Prior:
     @classmethod
     def of(cls, model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]], fmt: PromptFormat) -> Prior:
         """Measured behind `prompts`; `answers` end with the end-of-turn token."""
-        by_example(model)
         sums: Any = 0
         for prompt in prompts:
             [one] = pack([Example(prompt, answer) for answer in answers], pack_tokens=1 << 30)
-            tokens_T, positions_T, places_L = map(torch.from_numpy, (one.tokens_T, one.positions_T, one.places_L))
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), laid_out(Layout.of(one, model.device)):
-                given = {"input_ids": tokens_T[None], "position_ids": positions_T[None], "logits_to_keep": places_L}
-                sums = sums + model(**given, use_cache=False).logits[0].float().log_softmax(-1)
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                sums = sums + pack_logits(model, one).log_softmax(-1)
         rows: dict[tuple[int, ...], int] = {}
         for row, beginning in enumerate(beginnings(one, fmt.end)):
             rows.setdefault(beginning, row)

@@ -26,6 +26,7 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from zerogr_ray.evaluation.evaluate import as_run, documents_of, search_collecti
 from zerogr_ray.evaluation.metrics import evaluate, mean, recall_by_depth
 from zerogr_ray.models import DEFAULT_ENCODER
 from zerogr_ray.rows import Collection, Qrels, Run
+from zerogr_ray.store import hash64
 
 COLLECTIONS = ("api-torchhub", "metatool", "adi", "limit-small", "scifact-60")
 
@@ -149,6 +151,16 @@ def measure(index: Path, collection: Collection, name: str) -> dict[str, Any]:
 def ndcg(qrels: Qrels, run: Run) -> float:
     """Mean nDCG@10."""
     return round(mean(evaluate(qrels, run))["ndcg@10"], 4)
+
+
+def sampled(source: Path, most: int, salt: str) -> tuple[Collection, str]:
+    """The collection with at most so many of its judged queries, by their ids' hashes alone, and its instruction."""
+    collection = read_collection(str(source))
+    judged = [query for query in collection.queries if query.qid in collection.qrels]
+    queries = sorted(judged, key=lambda query: hash64(salt, query.qid))[:most]
+    qrels = {query.qid: collection.qrels[query.qid] for query in queries}
+    instruction = (source / "instruction.txt").read_text(encoding="utf-8").strip()
+    return replace(collection, queries=queries, qrels=qrels), instruction
 
 
 def scifact_slice(source: Path, out: Path, queries: int = 60) -> Path:

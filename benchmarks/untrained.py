@@ -27,10 +27,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.quality import ndcg
+from benchmarks.quality import ndcg, sampled
 from zerogr_ray.config import DEFAULT_MODEL, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.bags import BUCKETS, Bags, first_tokens, make_bags, query_bag
-from zerogr_ray.corpus.collections import read_collection
 from zerogr_ray.decoding.gists import GistModel, query_prompts
 from zerogr_ray.decoding.plan import bag_scores, term_gain
 from zerogr_ray.evaluation.baselines import bm25
@@ -40,7 +39,7 @@ from zerogr_ray.models import find_model, load_format, load_model
 from zerogr_ray.publish import USUAL_DOCUMENTS, calibration_texts, draw_documents, gist_task
 from zerogr_ray.rows import Run
 from zerogr_ray.stage import Output
-from zerogr_ray.store import Folder, hash64
+from zerogr_ray.store import Folder
 
 COLLECTIONS = ("adi", "api-torchhub", "metatool", "limit-small", "medline", "conala", "scifact", "toollens")
 
@@ -71,12 +70,8 @@ def main() -> None:
 
 def one(source: Path, most: int, fmt: Any, model: Any) -> dict[str, float]:
     """The row of one collection."""
-    collection = read_collection(str(source))
-    instruction = (source / "instruction.txt").read_text(encoding="utf-8").strip()
-    documents = list(documents_of(collection))
-    judged = [query for query in collection.queries if query.qid in collection.qrels]
-    queries = sorted(judged, key=lambda query: hash64("untrained", query.qid))[:most]
-    qrels = {query.qid: collection.qrels[query.qid] for query in queries}
+    collection, instruction = sampled(source, most, "untrained")
+    documents, queries, qrels = list(documents_of(collection)), collection.queries, collection.qrels
     texts = [f"{document.title}\n{document.text}" for document in documents]
     columns = {name: [getattr(document, name) for document in documents] for name in ("docno", "title", "text")}
     with TemporaryDirectory() as folder:

@@ -23,19 +23,29 @@ pytestmark = [pytest.mark.model, pytest.mark.ray, pytest.mark.timeout(900)]
 TEXTS = ["the red fox hunts mice", "the red hat of a fox", "open a json file", "the same words", "the same words"]
 
 
-def test_a_build_says_what_it_did_keeps_it_and_does_again_only_what_another_setting_asks_for(tmp_path):
+def write_corpus(folder):
     rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(TEXTS)]
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = str(save_tiny(tmp_path / "tiny"))
-    settings = {
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def small_build(folder):
+    """The corpus in `folder`, and settings of a build of it with a tiny model, four queries a document."""
+    write_corpus(folder)
+    model = str(save_tiny(folder / "tiny"))
+    return {
         "model": model,
         "llm.model": model,
         "llm.engine": "transformers",
         "corpus.shard_rows": 3,
-        "docids.examples": 0,
         "queries.examples": 0,
         "queries.per_document": 4,
         "queries.max_new_tokens": 4,
+    }
+
+
+def test_a_build_says_what_it_did_keeps_it_and_does_again_only_what_another_setting_asks_for(tmp_path):
+    settings = small_build(tmp_path) | {
+        "docids.examples": 0,
         "docids.max_new_tokens": 4,
         "training.epochs": 0.1,
     }
@@ -55,18 +65,8 @@ def test_a_build_says_what_it_did_keeps_it_and_does_again_only_what_another_sett
 
 
 def test_a_second_training_learns_from_the_queries_that_the_first_retriever_answers(tmp_path):
-    rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(TEXTS)]
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = str(save_tiny(tmp_path / "tiny"))
-    settings = {
-        "model": model,
-        "llm.model": model,
-        "llm.engine": "transformers",
-        "corpus.shard_rows": 3,
+    settings = small_build(tmp_path) | {
         "docids.written_by": "rule",
-        "queries.examples": 0,
-        "queries.per_document": 4,
-        "queries.max_new_tokens": 4,
         "queries.filter.repeats": 0,
         "queries.filter.shared": False,
         "queries.filter.round_trip": 0,
@@ -112,8 +112,7 @@ def test_what_an_lm_with_other_tokens_expects_is_left_out(tmp_path):
 
 
 def test_docids_by_rule_without_queries_and_training_need_no_language_model_to_write(tmp_path):
-    rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(TEXTS)]
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_corpus(tmp_path)
     model = str(save_tiny(tmp_path / "tiny"))
     writer = tmp_path / "writer"
     shutil.copytree(model, writer)

@@ -134,21 +134,15 @@ class QueryModel:
         """Next-token probabilities, summed over the places of all queries behind the prompt."""
         import torch
 
-        from zerogr_ray.training.attention import Layout, by_example, laid_out
         from zerogr_ray.training.batches import pack
         from zerogr_ray.training.examples import Example
+        from zerogr_ray.training.losses import pack_logits
 
-        by_example(self.model)
         # The prompt and all of its queries fit one pack of any size.
         [one] = pack([Example(prompt, query) for query in queries], pack_tokens=1 << 30)
         self.tokens += len(one.tokens_T)
-        device = self.model.device
-        tokens_T, positions_T, places_L = (
-            torch.from_numpy(of).to(device) for of in (one.tokens_T, one.positions_T, one.places_L)
-        )
-        with torch.inference_mode(), laid_out(Layout.of(one, device)):
-            given = {"input_ids": tokens_T[None], "position_ids": positions_T[None], "logits_to_keep": places_L}
-            p_LV = self.model(**given, use_cache=False).logits[0].float().softmax(-1)
+        with torch.inference_mode():
+            p_LV = pack_logits(self.model, one).softmax(-1)
             sums: Floats = p_LV.sum(0)[: len(self.format.tokenizer)].cpu().numpy()
         return sums
 
