@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py --out benchmarks/results/quality.json       2 CPU cores: up to three hours
     python benchmarks/quality.py --only adi --only limit-small               the same for some of the collections
+    python benchmarks/quality.py --unseen --out benchmarks/results/quality-unseen.json     one hour
     python benchmarks/quality.py --gpu --out benchmarks/results/quality-gpu.json     scifact whole, 16 queries each
 
 For each collection the whole pipeline runs as `zerogr index` runs it: the build reads corpus and instruction, never
@@ -13,6 +14,9 @@ queries, nDCG@10 (of limit-small also recall@2) of
     published   ours, decoded by the published algorithm: no calibration, no plan
     ours        as the index chose, in the order of the draws
     reranked    the same ten hits, ordered by the rerank head and the plan
+
+--unseen is the check on what was chosen with those five in sight: 200 documents each, drawn by their ids' hashes, of
+four other collections that no adapter was trained on, and all queries that those documents answer.
 
 What is finished is found again: an interrupted run goes on with the next step of the same collection.
 """
@@ -44,6 +48,8 @@ from zerogr_ray.store import hash64
 
 COLLECTIONS = ("api-torchhub", "metatool", "adi", "limit-small", "scifact-60")
 
+UNSEEN = ("medline-200", "cranfield-200", "cisi-200", "spider-tables-200")
+
 SMALL = {
     "queries.per_document": 4,
     "queries.max_new_tokens": 24,
@@ -60,12 +66,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of collections")
     parser.add_argument("--work", type=Path, default=Path("quality.work"), help="indexes and what their builds leave")
-    parser.add_argument("--only", action="append", choices=[*COLLECTIONS, "scifact"], help="a collection; may repeat")
+    parser.add_argument(
+        "--only", action="append", choices=[*COLLECTIONS, *UNSEEN, "scifact"], help="a collection; may repeat"
+    )
+    parser.add_argument("--unseen", action="store_true", help="four others that no adapter was trained on")
     parser.add_argument("--gpu", action="store_true", help="scifact whole, more queries, more epochs")
     parser.add_argument("--set", action="append", default=[], help="a setting of the build, KEY=VALUE; may repeat")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     arguments = parser.parse_args()
-    names = arguments.only or [*COLLECTIONS[:4], "scifact" if arguments.gpu else COLLECTIONS[4]]
+    usual = UNSEEN if arguments.unseen else (*COLLECTIONS[:4], "scifact" if arguments.gpu else COLLECTIONS[4])
+    names = arguments.only or usual
     settings = [f"{key}={value}" for key, value in (LARGE if arguments.gpu else SMALL).items()] + arguments.set
     table: dict[str, Any] = {}
     seconds: dict[str, float] = {}
@@ -97,9 +107,14 @@ def one(
     Builds that are given the same `work` share the stages that they have in common.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    source = scifact_slice(data / "scifact", folder / "collection") if name == "scifact-60" else data / name
+    whole = data / name.removesuffix("-60").removesuffix("-200")
+    source = whole
+    if name.endswith("-60"):
+        source = write_slice(slice_of_queries(read_collection(str(whole)), 60), folder / "collection")
+    elif name.endswith("-200"):
+        source = write_slice(slice_of_documents(read_collection(str(whole)), 200), folder / "collection")
     index, done = folder / "index", folder / "result.json"
-    instruction = (data / name.removesuffix("-60") / "instruction.txt").read_text(encoding="utf-8").strip()
+    instruction = (whole / "instruction.txt").read_text(encoding="utf-8").strip()
     spent = folder / "seconds.txt"  # of all attempts: an interrupted build has cost its time too
     started, before = time.monotonic(), float(spent.read_text()) if spent.exists() else 0.0
     try:
@@ -163,19 +178,33 @@ def sampled(source: Path, most: int, salt: str) -> tuple[Collection, str]:
     return replace(collection, queries=queries, qrels=qrels), instruction
 
 
-def scifact_slice(source: Path, out: Path, queries: int = 60) -> Path:
-    """The documents that the first 60 test queries need, and as many others, as a BEIR folder."""
-    collection = read_collection(str(source))
-    asked = collection.queries[:queries]
+def slice_of_queries(collection: Collection, most: int) -> tuple[Collection, set[str]]:
+    """The first so many queries, and the documents that they need with as many others."""
+    asked = collection.queries[:most]
     needed = {docno for query in asked for docno, grade in collection.qrels[query.qid].items() if grade > 0}
-    documents = list(documents_of(collection))
-    others = [document for document in documents if document.docno not in needed][: len(needed)]
-    kept = needed | {document.docno for document in others}
+    others = [document.docno for document in documents_of(collection) if document.docno not in needed]
+    qrels = {query.qid: collection.qrels[query.qid] for query in asked}
+    return replace(collection, queries=asked, qrels=qrels), needed | set(others[: len(needed)])
+
+
+def slice_of_documents(collection: Collection, most: int) -> tuple[Collection, set[str]]:
+    """So many documents, by their ids' hashes, and all queries that they answer."""
+    kept = set(sorted((d.docno for d in documents_of(collection)), key=lambda docno: hash64("slice", docno))[:most])
+    judged = {qid: {d: g for d, g in grades.items() if d in kept} for qid, grades in collection.qrels.items()}
+    qrels = {qid: grades for qid, grades in judged.items() if any(grade > 0 for grade in grades.values())}
+    queries = [query for query in collection.queries if query.qid in qrels]
+    return replace(collection, queries=queries, qrels=qrels), kept
+
+
+def write_slice(sliced: tuple[Collection, set[str]], out: Path) -> Path:
+    """A BEIR folder of a slice: a collection with those of its documents."""
+    collection, kept = sliced
     (out / "qrels").mkdir(parents=True, exist_ok=True)
-    rows = [{"_id": d.docno, "title": d.title, "text": d.text} for d in documents if d.docno in kept]
+    documents = [d for d in documents_of(collection) if d.docno in kept]
+    rows = [{"_id": d.docno, "title": d.title, "text": d.text} for d in documents]
     write_lines(out / "corpus.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows])
-    write_lines(out / "queries.jsonl", [json.dumps({"_id": q.qid, "text": q.text}) for q in asked])
-    judged = [(q.qid, docno, grade) for q in asked for docno, grade in collection.qrels[q.qid].items()]
+    write_lines(out / "queries.jsonl", [json.dumps({"_id": q.qid, "text": q.text}) for q in collection.queries])
+    judged = [(qid, docno, grade) for qid, grades in collection.qrels.items() for docno, grade in grades.items()]
     write_lines(out / "qrels" / "test.tsv", ["query-id\tcorpus-id\tscore", *("\t".join(map(str, r)) for r in judged)])
     return out
 
