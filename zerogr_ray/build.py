@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from zerogr_ray.adapters import adapter_for, chosen_adapter, find_adapted_model, find_writer
-from zerogr_ray.cache import here, locked
+from zerogr_ray.cache import locked
 from zerogr_ray.cluster import (
     Node,
     asked_of,
@@ -48,19 +48,18 @@ from zerogr_ray.errors import BuildError, IndexRefused
 from zerogr_ray.generation.writer import Writer, engine_resources
 from zerogr_ray.index.bundle import check_target, open_index
 from zerogr_ray.index.manifest import MANIFEST, read_manifest
-from zerogr_ray.keys import Keys, LessonKeys
+from zerogr_ray.keys import Keys
+from zerogr_ray.lesson import learn
 from zerogr_ray.models import find_model, fingerprint, load_format
 from zerogr_ray.publish import USUAL_DOCUMENTS, Left, draw_places, publish
 from zerogr_ray.published import find_published
 from zerogr_ray.queries.filter import filter_queries
 from zerogr_ray.queries.generate import WriteQueries
 from zerogr_ray.s3 import is_url, place_of
-from zerogr_ray.stage import Clock, Output, ShardTask, Spent, map_shards, progress
+from zerogr_ray.stage import Clock, Output, ShardTask, Spent, map_shards
 from zerogr_ray.store import Folder, key_of
-from zerogr_ray.training.pairs import write_pairs
-from zerogr_ray.training.rerank import rerank_token, write_candidates
+from zerogr_ray.training.rerank import rerank_token
 from zerogr_ray.training.tasks import Retrieve
-from zerogr_ray.training.validation import held_out_share
 
 
 @dataclass(frozen=True)
@@ -151,11 +150,11 @@ def build_index(
                 weighing = (source, weighed, prompt_format, facts["sizes"], spare_cpus(), quiet, pool)
                 clock.time("bags", lambda: clock.add(write_bags(*weighing)))
             training = (cfg, source, distinct, facts, base, reserved, folder, clock, quiet)
-            pairs, tuned = _learn(keys.lesson, kept, *training)
+            pairs, tuned = learn(keys.lesson, kept, *training)
             if keys.again is not None:
                 first = Left(source, distinct, pairs, None, tuned, prompt_format)
                 kept = _find_again(cfg, first, keys.again.kept, kept, folder, clock, quiet)
-                pairs, tuned = _learn(keys.again, kept, *training)
+                pairs, tuned = learn(keys.again, kept, *training)
             about = {
                 "key": keys.index,
                 "corpus": facts["fingerprint"],
@@ -306,34 +305,6 @@ def _distinguish(
     make_distinct(source, docids, distinct, cfg.docids, known, ask, quiet)
 
 
-def _learn(
-    lesson: LessonKeys,
-    kept: Output,
-    cfg: IndexConfig,
-    source: Output,
-    distinct: Output,
-    facts: dict[str, Any],
-    base: str,
-    reserved: int | None,
-    folder: Folder,
-    clock: Clock,
-    quiet: bool,
-) -> tuple[Output, Path]:
-    """The pairs of the kept queries, and the folder of the LM that was trained on them.
-
-    With a `reserved` token also on wrong docids, which it scores.
-    """
-    pairs, training = Output.at(folder, "pairs", lesson.pairs), Output.at(folder, "training", lesson.training)
-    held = held_out_share(facts["rows"] * cfg.queries.per_document, cfg.training)
-    clock.time("pairs", lambda: write_pairs(source, distinct, kept, pairs, cfg.queries, facts["sizes"], quiet, held))
-    candidates = None
-    if reserved is not None:
-        candidates, wrong = Output.at(folder, "candidates", lesson.candidates), cfg.training.rerank_candidates - 1
-        mining = (source, distinct, pairs, candidates, wrong, cfg.training.seed, quiet)
-        clock.time("candidates", lambda: write_candidates(*mining))
-    return pairs, clock.time("training", lambda: _train(cfg, base, pairs, candidates, training, quiet))
-
-
 def _find_again(
     cfg: IndexConfig, first: Left, key: str, kept: Output, folder: Folder, clock: Clock, quiet: bool
 ) -> Output:
@@ -356,35 +327,6 @@ def _find_again(
 def _collisions(distinct: Output) -> dict[str, int]:
     """What was done about collisions; nothing where they are left."""
     return dict((distinct.done() or {}).get("collisions", {}))
-
-
-def _train(
-    cfg: IndexConfig,
-    model: str,
-    pairs: Output,
-    candidates: Output | None,
-    training: Output,
-    quiet: bool,
-) -> Path:
-    from zerogr_ray.training.fit import fit
-
-    if not cfg.training.epochs:
-        return here(model)
-    shards = [pairs.folder.url_of(name) for name in pairs.shards()]
-    held = [pairs.folder.url_of(name) for name in pairs.folder.names("held-", ".parquet")]
-    beside = [candidates.folder.url_of(name) for name in candidates.shards()] if candidates else []
-    task = Retrieve(cfg.instruction, cfg.training.query_tokens)
-    with progress("training", None, unit="steps", quiet=quiet) as bar:
-
-        def show(state: dict[str, Any]) -> None:
-            bar.total = state["steps"]
-            bar.set_postfix_str(
-                f"loss {state['loss']:.2f}, {state['tokens_per_second']:.0f} tok/s, epoch {state['epoch']:.1f}",
-                refresh=False,
-            )
-            bar.update(state["step"] - bar.n)
-
-        return fit(model, shards, task, cfg.training, str(training.folder), show, held, beside)
 
 
 def _lock_beside(target: str) -> Path | None:
