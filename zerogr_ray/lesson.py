@@ -11,8 +11,9 @@ from typing import Any
 from zerogr_ray.cache import here
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.keys import LessonKeys
-from zerogr_ray.stage import Clock, Output, progress
+from zerogr_ray.stage import Clock, Output
 from zerogr_ray.store import Folder
+from zerogr_ray.training.fit import bar_of_steps, fit
 from zerogr_ray.training.pairs import write_pairs
 from zerogr_ray.training.rerank import write_candidates
 from zerogr_ray.training.tasks import Retrieve
@@ -56,22 +57,11 @@ def _train(
     quiet: bool,
 ) -> Path:
     """The folder of the tuned LM; of the base where nothing is to be trained."""
-    from zerogr_ray.training.fit import fit
-
     if not cfg.training.epochs:
         return here(model)
     shards = [pairs.folder.url_of(name) for name in pairs.shards()]
     held = [pairs.folder.url_of(name) for name in pairs.folder.names("held-", ".parquet")]
     beside = [candidates.folder.url_of(name) for name in candidates.shards()] if candidates else []
     task = Retrieve(cfg.instruction, cfg.training.query_tokens)
-    with progress("training", None, unit="steps", quiet=quiet) as bar:
-
-        def show(state: dict[str, Any]) -> None:
-            bar.total = state["steps"]
-            bar.set_postfix_str(
-                f"loss {state['loss']:.2f}, {state['tokens_per_second']:.0f} tok/s, epoch {state['epoch']:.1f}",
-                refresh=False,
-            )
-            bar.update(state["step"] - bar.n)
-
+    with bar_of_steps(quiet) as show:
         return fit(model, shards, task, cfg.training, str(training.folder), show, held, beside)

@@ -26,11 +26,10 @@ from zerogr_ray.errors import BuildError
 from zerogr_ray.models import find_model
 from zerogr_ray.published import publish_folder, refuse_other
 from zerogr_ray.s3 import is_url, place_of
-from zerogr_ray.stage import progress
 from zerogr_ray.store import Folder, as_json, key_of
 from zerogr_ray.training.checkpoints import Product, read_log
 from zerogr_ray.training.copies import workplace
-from zerogr_ray.training.fit import NOT_RESULTS, fit
+from zerogr_ray.training.fit import NOT_RESULTS, bar_of_steps, fit
 from zerogr_ray.training.tasks import LearnDocIds, LearnQueries, Retrieve, Task
 from zerogr_ray.training.triples import Triples, learning_rows, read_triples, write_rows
 
@@ -129,7 +128,8 @@ def finetune(
             if copies is None:
                 shared("the work folder", folder, work)
             seen, where = shared("model", base, work), place.url_of("training")
-            made = _fit(seen, shards, learns[task], training, where, held, product, quiet)
+            with bar_of_steps(quiet) as show:
+                made = fit(seen, shards, learns[task], training, where, show, held, product=product, buffer_rows=1)
         log = read_log(made.parent)
         report = _report(task, target, log, len(rows), triples, rejects, files[1])
     about["result"] = {
@@ -190,26 +190,6 @@ seed {training["seed"]}. Published: the state with the lowest loss on documents 
 
 Prompt settings, which its use must share: {json.dumps(about["settings"], ensure_ascii=False)}
 """
-
-
-def _fit(
-    base: str,
-    shards: list[str],
-    task: Task,
-    cfg: TrainingConfig,
-    folder: str,
-    held: list[str],
-    product: Product,
-    quiet: bool,
-) -> Path:
-    with progress("training", None, unit="steps", quiet=quiet) as bar:
-
-        def show(state: dict[str, Any]) -> None:
-            bar.total = state["steps"]
-            bar.set_postfix_str(f"loss {state['loss']:.2f}, {state['tokens_per_second']:.0f} tok/s", refresh=False)
-            bar.update(state["step"] - bar.n)
-
-        return fit(base, shards, task, cfg, folder, show, held, product=product, buffer_rows=1)
 
 
 def _gpus(cfg: TrainingConfig) -> float:

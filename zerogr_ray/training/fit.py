@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from zerogr_ray.config import TrainingConfig
 from zerogr_ray.errors import BuildError, ZeroGRError
 from zerogr_ray.models import fingerprint as model_fingerprint
 from zerogr_ray.s3 import is_url, place_of
+from zerogr_ray.stage import progress
 from zerogr_ray.store import Folder
 from zerogr_ray.training.checkpoints import Product, finished
 from zerogr_ray.training.copies import Copies, fetched, workplace
@@ -32,6 +34,22 @@ MAX_FAILURES = 3
 
 NOT_RESULTS = {"pack_tokens", "checkpoint_seconds", "workers", "cpus", "gpus", "resources", "labels"}
 """Settings that change how fast the training runs, not what comes out."""
+
+
+@contextmanager
+def bar_of_steps(quiet: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A progress bar on standard error, and the `on_progress` for `fit` that moves it."""
+    with progress("training", None, unit="steps", quiet=quiet) as bar:
+
+        def show(state: dict[str, Any]) -> None:
+            bar.total = state["steps"]
+            bar.set_postfix_str(
+                f"loss {state['loss']:.2f}, {state['tokens_per_second']:.0f} tok/s, epoch {state['epoch']:.1f}",
+                refresh=False,
+            )
+            bar.update(state["step"] - bar.n)
+
+        yield show
 
 
 def fit(
@@ -68,7 +86,7 @@ def fit(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 
     storage = Folder(place) / "ray"
-    with _Progress(on_progress) as progress:
+    with _Progress(on_progress) as reports:
         trainer = _quiet_trainer()(
             _worker,
             train_loop_config={
@@ -79,7 +97,7 @@ def fit(
                 "cfg": cfg,
                 "folder": place,
                 "fingerprint": fingerprint,
-                "progress": progress.actor,
+                "progress": reports.actor,
             },
             scaling_config=ScalingConfig(
                 num_workers=cfg.workers,
@@ -98,11 +116,11 @@ def fit(
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            if not progress.last_word():
+            if not reports.last_word():
                 raise BuildError(f"training failed: {_reason(error)}") from error
         finally:
             storage.delete()  # Ray Train's own notes; ours are in the checkpoints
-        if refusal := progress.last_word():
+        if refusal := reports.last_word():
             raise BuildError(refusal)
     if done := _done(place, fingerprint, product):
         return done
