@@ -60,6 +60,7 @@ from zerogr_ray.stage import Clock, Output, ShardTask, Spent, map_shards
 from zerogr_ray.store import Folder, key_of
 from zerogr_ray.training.rerank import rerank_token
 from zerogr_ray.training.tasks import Retrieve
+from zerogr_ray.training.validation import held_out_share
 
 
 @dataclass(frozen=True)
@@ -137,19 +138,22 @@ def build_index(
             writing_all = (cfg, ready, source, facts, known, docids, queries, clock, quiet)
             clock.time("docids + queries", lambda: _generate(*writing_all))
             if keys.distinct != keys.docids:
-                clock.time("distinct", lambda: _distinguish(cfg, source, docids, known, distinct, quiet))
+                clock.time("distinct", lambda: _distinguish(cfg, ready[0], source, docids, known, distinct, quiet))
             if kept is not queries:
                 wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet, clock, pool)
                 clock.time("filter", lambda: filter_queries(*wanted))
+            # The second pass keeps this share: what was held back once is not learned from later.
+            counted = (kept.done() or {}).get("queries", {}).get("kept", facts["rows"] * cfg.queries.per_document)
+            held = held_out_share(counted, cfg.training)
             expected = Output.at(folder, "expected", keys.expected) if keys.expected else None
             if expected is not None:
-                expecting = (cfg, ready[-1], source, known, queries, expected, quiet, clock)
+                expecting = (cfg, ready[-1], source, known, queries, held, expected, quiet, clock)
                 clock.time("expected", lambda: _expect(*expecting))
             weighed = Output.at(folder, "bags", keys.bags) if keys.bags else None
             if weighed is not None:
                 weighing = (source, weighed, prompt_format, facts["sizes"], spare_cpus(), quiet, pool)
                 clock.time("bags", lambda: clock.add(write_bags(*weighing)))
-            training = (cfg, source, distinct, facts, base, reserved, folder, clock, quiet)
+            training = (cfg, source, distinct, facts, held, base, reserved, folder, clock, quiet)
             pairs, tuned = learn(keys.lesson, kept, *training)
             if keys.again is not None:
                 first = Left(source, distinct, pairs, None, tuned, prompt_format)
@@ -280,27 +284,32 @@ def _expect(
     source: Output,
     known: Frequencies,
     queries: Output,
+    held: float,
     expected: Output,
     quiet: bool,
     clock: Clock,
 ) -> None:
-    """What queries for the documents are expected to say, by the LM that wrote them."""
+    """What queries for the documents are expected to say, by the LM that wrote them.
+
+    Of the share `held` of the queries nothing is told: an index is judged by them.
+    """
     if expected.done() is not None:
         return
     drawn = [place for _, place in draw_places(source, USUAL_DOCUMENTS, cfg.seed)]
     rows = zip(source.rows_at(drawn), queries.rows_at(drawn), strict=True)
-    sample = [Asked.of({**document, **asked}) for document, asked in rows]
-    task = ExpectWords(cfg.queries, cfg.instruction, tuple(sample), known)
+    sample = [Asked.of({**document, **asked}, held) for document, asked in rows]
+    task = ExpectWords(cfg.queries, cfg.instruction, tuple(sample), known, held)
     expect_words(source, queries, expected, task, writer, engine_resources(cfg.llm), cfg.llm.engines, quiet, clock)
 
 
 def _distinguish(
-    cfg: IndexConfig, source: Output, docids: Output, known: Frequencies, distinct: Output, quiet: bool
+    cfg: IndexConfig, writer: str, source: Output, docids: Output, known: Frequencies, distinct: Output, quiet: bool
 ) -> None:
-    """Docids without collisions; the LM is loaded again only where there are some."""
+    """Docids without collisions; the LM that wrote them is loaded again only where there are some."""
+    llm = cfg.llm.model_copy(update={"model": writer})
 
     def ask(asked: Output, tasks: list[tuple[ShardTask, Output]], rows_of: Callable[[str], int]) -> None:
-        map_shards(asked, tasks, Writer, {"llm": cfg.llm}, engine_resources(cfg.llm), cfg.llm.engines, rows_of, quiet)
+        map_shards(asked, tasks, Writer, {"llm": llm}, engine_resources(llm), llm.engines, rows_of, quiet)
 
     make_distinct(source, docids, distinct, cfg.docids, known, ask, quiet)
 

@@ -266,8 +266,9 @@ def inspect(
         for name, value in facts[group].items():
             print(f"{group}.{name}", value, sep="\t")
     for row in facts["tried"]:
-        settings = [f"{name}={value}" for name, value in row.items() if name != "ndcg@10"]
-        print("tried", row["ndcg@10"], " ".join(settings) or "the published algorithm", sep="\t")
+        settings = [f"{name}={value}" for name, value in row.items() if name not in ("ndcg@10", "ahead", "error")]
+        ahead = f"{row.get('ahead', 0):+.4f} ± {row.get('error', 0):.4f}"
+        print("tried", row["ndcg@10"], ahead, " ".join(settings) or "the published algorithm", sep="\t")
     for row in facts["samples"]:
         print("sample", row["docno"], row["docid"], sep="\t")
 

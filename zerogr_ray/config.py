@@ -94,7 +94,8 @@ class DocIdConfig(Strict):
     distinct: bool = True
     """Documents that share a docid get one more word each (see docids/distinct.py); only identical ones share then."""
     distinct_rounds: int = Field(1, ge=0, le=8)
-    """Times that the LM is asked for that word, which the docid gets beyond max_words, before a rule takes one."""
+    """Times that the docid generator is asked for that word, which the docid gets beyond max_words, before a rule takes
+    one."""
 
 
 class QueryMix(Strict):
@@ -211,9 +212,10 @@ class TrainingConfig(PoolConfig):
     query_tokens: int = Field(96, ge=4)
     """Tokens of a query that are kept."""
     held_out: float = Field(0.05, ge=0, le=0.5)
-    """Share of the pseudo-queries that training never sees, to tell when it stops helping."""
+    """Share of the pseudo-queries that training never sees, to tell when it stops helping and how to search: of a small
+    corpus more, to come to 24, if that is a quarter at most. 0: none."""
     held_out_most: int = Field(256, ge=1)
-    """Examples held out at most. Where the share comes to fewer than 16, none are: so few say nothing."""
+    """Examples held out at most; with fewer than 16 none are: so few say nothing."""
     validations: int = Field(10, ge=1)
     """Times that the loss on what is held out is measured, evenly over the training; the best state is published."""
     patience: int = Field(3, ge=0)

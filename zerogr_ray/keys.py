@@ -30,7 +30,7 @@ class LessonKeys:
     @classmethod
     def of(cls, cfg: IndexConfig, distinct: str, kept: str, model: str) -> LessonKeys:
         held = [cfg.training.held_out, cfg.training.held_out_most]
-        pairs = key_of("pairs", 4, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
+        pairs = key_of("pairs", 5, distinct, kept, cfg.queries.passages, cfg.queries.passage_words, held)
         candidates = key_of("candidates", 1, pairs, cfg.training.rerank_candidates, cfg.training.seed)
         recipe = cfg.training.model_dump(exclude=NOT_RESULTS)
         training = key_of("training", 4, pairs, model, cfg.instruction, recipe)
@@ -60,7 +60,9 @@ class Keys:
         distinct = distinct_key(docids, cfg.docids) if cfg.docids.distinct else docids
         queries = WriteQueries(cfg.queries, cfg.instruction, cfg.seed).key(corpus, writers[1])
         kept = filter_key(queries, cfg.queries) if cfg.queries.filter.active and cfg.queries.per_document else queries
-        expected = expected_key(queries, writers[1], cfg.queries, cfg.instruction, cfg.seed) if cfg.expected else ""
+        held = [kept, cfg.training.held_out, cfg.training.held_out_most]
+        asked = (queries, writers[1], cfg.queries, cfg.instruction, cfg.seed, held)
+        expected = expected_key(*asked) if cfg.expected else ""
         bags = key_of("bags", 3, corpus, prompts) if cfg.postings == "terms" else ""
         lesson, again = LessonKeys.of(cfg, distinct, kept, model), None
         if cfg.taught_twice:

@@ -17,7 +17,6 @@ from zerogr_ray.training.fit import bar_of_steps, fit
 from zerogr_ray.training.pairs import write_pairs
 from zerogr_ray.training.rerank import write_candidates
 from zerogr_ray.training.tasks import Retrieve
-from zerogr_ray.training.validation import held_out_share
 
 
 def learn(
@@ -27,6 +26,7 @@ def learn(
     source: Output,
     distinct: Output,
     facts: dict[str, Any],
+    held: float,
     base: str,
     reserved: int | None,
     folder: Folder,
@@ -35,10 +35,10 @@ def learn(
 ) -> tuple[Output, Path]:
     """The pairs of the kept queries, and the folder of the LM that was trained on them.
 
-    With a `reserved` token also on wrong docids, which it scores.
+    `held` is the share of the queries that it never sees. With a `reserved` token it learns from wrong docids too,
+    which that token scores.
     """
     pairs, training = Output.at(folder, "pairs", keys.pairs), Output.at(folder, "training", keys.training)
-    held = held_out_share(facts["rows"] * cfg.queries.per_document, cfg.training)
     clock.time("pairs", lambda: write_pairs(source, distinct, kept, pairs, cfg.queries, facts["sizes"], quiet, held))
     candidates = None
     if reserved is not None:

@@ -17,7 +17,7 @@ from zerogr_ray.cluster import shared
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.bags import Bags
 from zerogr_ray.corpus.text import passages
-from zerogr_ray.decoding.choose import WEIGHTS, choose, ndcg, usual, ways, weighed
+from zerogr_ray.decoding.choose import WEIGHTS, Floats, choose, gains, usual, ways, weighed
 from zerogr_ray.decoding.gists import WriteGists, add_gists
 from zerogr_ray.decoding.priors import MeasurePriors, measure_priors
 from zerogr_ray.decoding.retriever import Retriever
@@ -201,9 +201,9 @@ class _Judge:
         self.retriever = Retriever.open(opened(here(place), manifest), device)
         self.queries = queries
 
-    def measure(self, cfg: DecodeConfig) -> float:
-        """Its nDCG@10 on the held-back queries."""
-        return ndcg(self.retriever, self.queries, cfg)
+    def measure(self, cfg: DecodeConfig) -> Floats:
+        """Its nDCG@10 on each of the held-back queries."""
+        return gains(self.retriever, self.queries, cfg)
 
 
 def _chosen(
@@ -224,13 +224,13 @@ def _chosen(
     most = len(among) + (len(WEIGHTS) - 1 if bundle.priors is not None else 0)
     with progress("decoding", most, unit="ways", quiet=quiet) as bar:
 
-        def measure(cfg: DecodeConfig) -> float:
-            value = float(ray.get(judge.measure.remote(cfg)))
+        def measure(cfg: DecodeConfig) -> Floats:
+            found: Floats = ray.get(judge.measure.remote(cfg))
             bar.update()
-            return value
+            return found
 
         try:
-            choice = choose(among, measure, lambda best: weighed(best, bundle))
+            choice = choose(among, usual(bundle), measure, lambda best: weighed(best, bundle))
         finally:
             ray.kill(judge)
     return {"decode": choice.best.model_dump(), "decode_tried": asdict(choice)["tried"]}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.decoding.test_retriever import WORDS, make_index
 from zerogr_ray.config import DecodeConfig
-from zerogr_ray.decoding.choose import WEIGHTS, choose, ndcg, ways, weighed
+from zerogr_ray.decoding.choose import WEIGHTS, choose, gains, usual, ways, weighed
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.index.bundle import open_index
 
@@ -26,7 +26,7 @@ def retriever(tmp_path_factory):
 
 def test_each_way_is_judged_by_where_it_puts_the_docid_of_a_query(retriever):
     queries = [(f"query {number}", docid) for number, docid in enumerate(DOCIDS[::4])]
-    choice = choose(WAYS, lambda cfg: ndcg(retriever, queries, cfg))
+    choice = choose(WAYS, WAYS[0], lambda cfg: gains(retriever, queries, cfg))
     figures = []
     for cfg in WAYS:
         ranks = [
@@ -37,16 +37,28 @@ def test_each_way_is_judged_by_where_it_puts_the_docid_of_a_query(retriever):
         ]
         figures.append(np.mean([1 / np.log2(1 + rank) for rank in ranks]))
     np.testing.assert_allclose([row["ndcg@10"] for row in choice.tried], figures, atol=1e-4)
-    assert choice.best == WAYS[int(np.argmax(np.round(figures, 4)))]
     assert choice.tried[1]["mode"] == "top_k"
-    assert set(choice.tried[0]) == {"ndcg@10"}
+    assert set(choice.tried[0]) == {"ndcg@10", "ahead", "error"}
 
 
-def test_the_published_algorithm_always_takes_part_and_is_kept_among_equals(retriever):
-    tried = list(ways(retriever.bundle))
+def test_the_published_algorithm_always_takes_part_and_the_usual_way_is_kept_among_equals(retriever):
+    tried, plain = list(ways(retriever.bundle)), usual(retriever.bundle)
     assert tried[0] == DecodeConfig()
+    assert plain in tried
     nothing = [("query", "a docid that no document has")]
-    assert choose(tried, lambda cfg: ndcg(retriever, nothing, cfg)).best == DecodeConfig()
+    assert choose(tried, plain, lambda cfg: gains(retriever, nothing, cfg)).best == plain
+
+
+def test_another_way_than_the_usual_is_taken_only_where_it_is_ahead_by_more_than_chance():
+    of = {WAYS[0]: [1, 0, 0, 0], WAYS[1]: [0, 1, 1, 0], WAYS[2]: [1, 1, 0, 0], WAYS[3]: [1, 1, 1, 0]}
+
+    def chosen(among):
+        return choose(among, WAYS[0], lambda cfg: np.array(of[cfg], dtype=float))
+
+    assert chosen(WAYS[:2]).best == WAYS[0], "0.25 ahead with an error of 0.48"
+    assert chosen(WAYS).best == WAYS[3], "0.5 ahead with an error of 0.29"
+    assert chosen(WAYS).tried[3] == {"ndcg@10": 0.75, "ahead": 0.5, "error": 0.2887, "mode": "beam", "draws": 3}
+    assert chosen(WAYS[:3]).best == WAYS[0], "0.25 ahead with an error of 0.25"
 
 
 def test_the_best_way_is_tried_with_every_weight_of_the_prior_and_no_other_way_is(retriever):
@@ -54,9 +66,9 @@ def test_the_best_way_is_tried_with_every_weight_of_the_prior_and_no_other_way_i
     beams = weighed(DecodeConfig(mode="beam", draws=3), bundle)
 
     def measure(cfg):
-        return 0.1 * (1 + beams.index(cfg)) if cfg in beams else 0.0
+        return np.full(4, 0.1 * (1 + beams.index(cfg)) if cfg in beams else 0.0)
 
-    choice = choose(WAYS, measure, lambda best: weighed(best, bundle))
+    choice = choose(WAYS, WAYS[0], measure, lambda best: weighed(best, bundle))
     assert choice.best == WAYS[3].model_copy(update={"prior_weight": WEIGHTS[-1]})
     assert len(choice.tried) == len(WAYS) + len(WEIGHTS) - 1, "λ = 0 was tried already"
     assert weighed(DecodeConfig(), retriever.bundle) == [], "without a prior there is nothing to weigh"

@@ -15,6 +15,7 @@ from zerogr_ray.corpus.bags import BAG, BUCKETS, STEPS
 from zerogr_ray.decoding.expected import RARE, RISE, Asked, ExpectWords, QueryModel
 from zerogr_ray.models import load_format, load_model
 from zerogr_ray.queries.generate import query_prompt
+from zerogr_ray.training.validation import is_held_out
 
 pytestmark = pytest.mark.model
 
@@ -36,9 +37,13 @@ def engine(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(engine):
-    columns = list(zip(*DOCUMENTS, strict=True))
-    names = list(Asked._fields)
-    return TASK(pa.table(dict(zip(names, map(list, columns), strict=True))), engine)
+    return TASK(rows_of(DOCUMENTS), engine)
+
+
+def rows_of(documents):
+    names = [f"d{number}" for number in range(len(documents))]
+    columns = zip(Asked._fields, zip(*documents, strict=True), strict=True)
+    return pa.table({"docno": names, **{name: list(values) for name, values in columns}})
 
 
 def plainly(engine, asked, kind):
@@ -81,5 +86,16 @@ def test_without_any_query_nothing_fails(tmp_path):
     folder = save_tiny(tmp_path / "model")
     engine = QueryModel(load_model(folder, "float32", "cpu"), load_format(folder))
     task = ExpectWords(CFG, INSTRUCTION, tuple(DOCUMENTS[2:]))
-    rows = task(pa.table({name: [value] for name, value in DOCUMENTS[2]._asdict().items()}), engine)
+    rows = task(rows_of(DOCUMENTS[2:]), engine)
     assert rows.to_pylist() == [{"words": [], "weights": []}]
+
+
+def test_queries_that_are_held_back_to_judge_the_index_tell_it_nothing(engine):
+    asked = Asked("fox", "the red fox and the hat", tuple(f"red fox {n}" for n in range(8)), ("question",) * 8)
+    row = {"docno": "d0", **asked._asdict()}
+    half = Asked.of(row, 0.5)
+    assert half.queries == tuple(query for query in asked.queries if not is_held_out(0.5, "d0", query))
+    assert 0 < len(half.queries) == len(half.kinds) < 8
+    without = ExpectWords(CFG, INSTRUCTION, tuple(DOCUMENTS), held=0.5)(rows_of([asked]), engine)
+    assert without == ExpectWords(CFG, INSTRUCTION, tuple(DOCUMENTS))(rows_of([half]), engine)
+    assert Asked.of(row) == asked

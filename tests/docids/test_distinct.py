@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from zerogr_ray.config import DocIdConfig, IndexConfig, make_config
 from zerogr_ray.corpus.terms import Frequencies
+from zerogr_ray.docids import distinct
 from zerogr_ray.docids.distinct import make_distinct
-from zerogr_ray.docids.term import clean_term, distinguish
+from zerogr_ray.docids.term import Difference, differences, distinguish, rarest
 from zerogr_ray.keys import Keys
 from zerogr_ray.rows import docid_schema, document_schema
 from zerogr_ray.stage import Output
@@ -99,23 +100,28 @@ def test_the_lm_is_asked_about_the_documents_that_collide_and_only_identical_one
         "g": ("tides", "lm"),  # no word tells g from h
         "h": ("tides 2", "rule term"),
     }
-    assert len(engine.asked) == 4  # a for d as well, c, g, h
-    assert all("Keywords of several documents: red fox" in prompt for prompt in engine.asked[:2])
+    assert engine.asked == [  # a for d as well, and c; no word tells g from h
+        "A red fox hunts mice in the forest.",
+        "A red fox hunts voles;\nvoles and mice.",
+    ]
     assert manifest["collisions"] == {
-        "distinct_before": 4, "asked": 4, "lm": 2, "rule": 1, "distinct_after": 6, "identical": 4,
+        "distinct_before": 4, "asked": 2, "lm": 2, "rule": 1, "distinct_after": 6, "identical": 4,
     }  # fmt: skip
 
 
 def test_a_word_that_several_got_is_not_taken_and_they_are_asked_for_another(tmp_path):
-    source, docids, output = stages(tmp_path)
-    engine = Answering({"red fox mice": "voles", "red fox": "mice"})
+    documents = [("a", "red fox", "It hunts mice.\nIt is old."), ("b", "red fox", "It hunts mice.\nIt is young.")]
+    source, docids, output = stages(tmp_path, [*documents, ("c", "red fox", "It sleeps.")])
+    engine = Answering({"mice": "hunts mice", "old": "old", "young": "young", "sleeps": "sleeps"})
     cfg = DocIdConfig(distinct_rounds=2)
     make_distinct(source, docids, output, cfg, None, asking(engine), quiet=True)
-    again = [prompt for prompt in engine.asked if "Keywords of several documents: red fox mice" in prompt]
-    assert len(again) == 2
-    found = result(output)
-    assert found["c"] == ("red fox voles", "lm term")
-    assert found["a"] == found["d"] == ("red fox", "lm")  # no longer shared with c
+    first = ["It hunts mice.\nIt is old.", "It hunts mice.\nIt is young.", "It sleeps."]
+    assert engine.asked == [*first, "It is old.", "It is young."]
+    assert result(output) == {
+        "a": ("red fox old", "lm term"),  # both said hunts; asked again, without c, only that sets them apart
+        "b": ("red fox young", "lm term"),
+        "c": ("red fox sleeps", "lm term"),
+    }
 
 
 def test_without_rounds_the_rule_does_all_and_no_lm_is_asked(tmp_path):
@@ -126,7 +132,8 @@ def test_without_rounds_the_rule_does_all_and_no_lm_is_asked(tmp_path):
     assert found["c"] == ("red fox voles", "rule term")
 
 
-def test_a_run_that_was_killed_goes_on_with_the_shards_that_are_missing_to_the_same_end(tmp_path):
+def test_a_run_that_was_killed_goes_on_with_the_shards_that_are_missing_to_the_same_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(distinct, "SHARD_ROWS", 1)
     answers = {"voles": "voles", "forest": "forest"}
     source, docids, output = stages(tmp_path / "whole")
     make_distinct(source, docids, output, DocIdConfig(), None, asking(Answering(answers)), quiet=True)
@@ -140,7 +147,7 @@ def test_a_run_that_was_killed_goes_on_with_the_shards_that_are_missing_to_the_s
     make_distinct(source, docids, output, DocIdConfig(), None, asking(second), quiet=True)
     assert result(output) == whole
     assert not set(first.asked) & set(second.asked)
-    assert len(first.asked) + len(second.asked) == 4
+    assert len(first.asked) == len(second.asked) == 1
     make_distinct(source, docids, output, DocIdConfig(), None, None, quiet=True)  # done: nothing is asked or written
 
 
@@ -164,26 +171,21 @@ def test_documents_share_a_docid_exactly_where_they_shared_one_and_are_identical
             assert (found[docno] == found[other]) == ((docid, text) == (other_docid, other_text))
 
 
-@pytest.mark.parametrize(
-    ("written", "term"),
-    [
-        ("Voles", "voles"),
-        ("1. the mice.\nfoxes", "mice"),
-        ("Keyword: red fox voles", "voles"),
-        ("hunts-mice", "hunts-mice"),  # both of its parts occur
-        ("elephants", ""),
-        ("red", ""),
-        ("", ""),
-    ],
-)
-def test_the_term_is_a_new_word_of_the_document(written, term):
-    assert clean_term(written, "red fox", DOCUMENTS[2][2]) == term
+def test_what_sets_a_text_apart_is_its_lines_with_a_word_that_not_all_have():
+    texts = ["Load it.\nname: resnet18 small\nRun it now!", "Load it.\nname: resnet34 small. Big. Run it now!"]
+    assert list(differences(texts, [{"model"}, {"big"}])) == [
+        Difference("name: resnet18 small", ["resnet18"], [1]),
+        Difference("name: resnet34 small.", ["resnet34"], [1]),
+    ]
+    assert [one.times for one in differences(["a1 b2", "b2 c3", "d4"], [set()] * 3)] == [[1, 2], [2, 1], [1]]
+    assert list(differences(["two words", "words two"], [set()] * 2)) == [Difference("", [], [])] * 2
 
 
-def test_a_word_of_nearly_all_documents_is_no_answer():
-    known = Frequencies.counted(["voles and mice"] * 30)
-    assert clean_term("voles", "red fox", DOCUMENTS[2][2], known) == ""
-    assert clean_term("mice hunts", "red fox", DOCUMENTS[2][2], known) == "hunts"
+def test_of_what_the_lm_wrote_the_word_counts_that_the_fewest_others_have():
+    times = {"mice": 2, "voles": 1, "hunts-mice": 1}
+    assert rarest("1. the mice.\nvoles", times) == "mice", "the first line"
+    assert rarest("Keywords: red fox mice voles hunts-mice", times) == "voles"
+    assert rarest("elephants", times) == rarest("", times) == ""
 
 
 def test_the_rule_takes_the_word_that_is_frequent_here_and_rare_elsewhere():

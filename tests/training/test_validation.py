@@ -11,7 +11,7 @@ from zerogr_ray.models import load_model
 from zerogr_ray.training import loop
 from zerogr_ray.training.checkpoints import read_log
 from zerogr_ray.training.pairs import held_out
-from zerogr_ray.training.validation import FEWEST, Validation, due, held_out_share, is_held_out
+from zerogr_ray.training.validation import AIMED, FARTHEST, FEWEST, Validation, due, held_out_share, is_held_out
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("write_at_every_step")]
 
@@ -168,12 +168,17 @@ def test_what_is_held_out_depends_on_the_example_alone():
     assert not any(is_held_out(0.0, *key) for key in keys)
 
 
-def test_too_few_to_say_anything_are_not_held_out():
+def test_a_small_corpus_holds_out_enough_to_say_something_and_a_tiny_one_nothing():
     cfg = TrainingConfig(held_out=0.1, held_out_most=50)
-    assert held_out_share(10 * FEWEST, cfg) == 0.1
-    assert held_out_share(10 * FEWEST - 1, cfg) == 0
+    assert held_out_share(400, cfg) == 0.1
     assert held_out_share(5000, cfg) == 0.01
+    assert held_out_share(2 * AIMED / FARTHEST, cfg) * 2 * AIMED / FARTHEST == AIMED
+    assert held_out_share(AIMED / FARTHEST, cfg) == FARTHEST
+    assert held_out_share(AIMED / FARTHEST - 1, cfg) == 0
     assert held_out_share(0, cfg) == 0
+    assert held_out_share(1000, TrainingConfig(held_out=0)) == 0
+    assert held_out_share(1000, TrainingConfig(held_out_most=FEWEST - 1)) == 0
+    assert held_out_share(2 * AIMED, TrainingConfig(held_out=0.5)) == 0.5, "who asks for half gets it"
 
 
 def test_passages_stay_in_training_and_no_document_loses_all_it_has():

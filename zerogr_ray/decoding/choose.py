@@ -1,6 +1,8 @@
 """Which way of decoding suits an index: the one that finds the documents of queries that were held back from training.
 
 These are pseudo-queries: no person's query and no judgement is looked at. The published algorithm always takes part.
+So that chance decides nothing, an index is searched in the usual way unless another is better by more than one standard
+error of the difference, query by query (the rule that Breiman and others gave for trees, 1984).
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zerogr_ray.config import DecodeConfig
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.index.bundle import Bundle
+
+Floats = NDArray[np.float64]
 
 CUTOFF = 10
 """Hits that are looked at."""
@@ -33,15 +38,16 @@ LOOKAHEADS = (100.0, 300.0, 1000.0, 3000.0)
 
 @dataclass(frozen=True)
 class Choice:
-    """The best way of decoding, and how good each was."""
+    """The way of decoding that is taken, and how good each was."""
 
     best: DecodeConfig
     tried: list[dict[str, Any]]
-    """In the order of trial, {"ndcg@10": mean over the queries, and the settings that differ from the published}."""
+    """In the order of trial, {"ndcg@10": mean over the queries, "ahead": of the usual way, and its "error", with the
+    settings that differ from the published}."""
 
 
 def usual(bundle: Bundle) -> DecodeConfig:
-    """How to search an index on which nothing could be tried: with what it has the arrays for."""
+    """How to search an index of which nothing better is known: with what it has the arrays for."""
     weight = 0.0 if bundle.priors is None else 1.0
     if bundle.postings is None:
         return DecodeConfig()
@@ -67,17 +73,17 @@ def ways(bundle: Bundle) -> Iterator[DecodeConfig]:
         )
 
 
-def ndcg(retriever: Retriever, queries: Sequence[tuple[str, str]], cfg: DecodeConfig) -> float:
-    """Mean nDCG@10 of `cfg` on `queries`, (query, docid of its document).
+def gains(retriever: Retriever, queries: Sequence[tuple[str, str]], cfg: DecodeConfig) -> Floats:
+    """nDCG@10 of `cfg` on each of `queries`, (query, docid of its document): (queries,).
 
     nDCG@10 = 1 / log2(1 + rank) of the first hit with this docid, 0 beyond rank 10
     """
     found = retriever.search_many([query for query, _ in queries], CUTOFF, config=cfg)
-    gains = [
+    of_each = [
         next((1.0 / np.log2(1 + hit.rank) for hit in hits if hit.docid == docid), 0.0)
         for hits, (_, docid) in zip(found, queries, strict=True)
     ]
-    return float(np.mean(gains))
+    return np.array(of_each, dtype=np.float64)
 
 
 def weighed(cfg: DecodeConfig, bundle: Bundle) -> list[DecodeConfig]:
@@ -89,22 +95,38 @@ def weighed(cfg: DecodeConfig, bundle: Bundle) -> list[DecodeConfig]:
 
 def choose(
     among: Sequence[DecodeConfig],
-    measure: Callable[[DecodeConfig], float],
+    plain: DecodeConfig,
+    measure: Callable[[DecodeConfig], Floats],
     again: Callable[[DecodeConfig], Sequence[DecodeConfig]] = lambda _: (),
 ) -> Choice:
-    """The way for which `measure` gives the most; the first of equals, to four digits.
+    """The way whose gains, which `measure` gives for each query, are most on the mean; the first of equals.
 
-    `again` names others to try once it is known which one of `among` is best.
+    `plain` where it is not behind that by more than the error. `again` names others to try once it is known which one
+    of `among` is best.
     """
-    published = DecodeConfig().model_dump()
-    tried: list[tuple[DecodeConfig, dict[str, Any]]] = []
+    published, base = DecodeConfig().model_dump(), measure(plain)
+    tried: dict[str, tuple[DecodeConfig, Floats]] = {}
 
     def best(more: Sequence[DecodeConfig]) -> DecodeConfig:
         for cfg in more:
-            if any(cfg == other for other, _ in tried):
-                continue
-            changed = {name: value for name, value in cfg.model_dump().items() if value != published[name]}
-            tried.append((cfg, {"ndcg@10": round(measure(cfg), 4), **changed}))
-        return max(tried, key=lambda one: one[1]["ndcg@10"])[0]
+            if (name := cfg.model_dump_json()) not in tried:
+                tried[name] = cfg, base if cfg == plain else measure(cfg)
+        leading, most = max(tried.values(), key=lambda one: round(float(one[1].mean()), 4))
+        ahead, error = _ahead(most, base)
+        return leading if ahead > error else plain
 
-    return Choice(best(again(best(among))), [row for _, row in tried])
+    chosen = best(again(best(among)))
+    rows = []
+    for cfg, mine in tried.values():
+        ahead, error = _ahead(mine, base)
+        figures = {"ndcg@10": float(mine.mean()), "ahead": ahead, "error": error}
+        changed = {name: value for name, value in cfg.model_dump().items() if value != published[name]}
+        rows.append({name: round(value, 4) for name, value in figures.items()} | changed)
+    return Choice(chosen, rows)
+
+
+def _ahead(these: Floats, those: Floats) -> tuple[float, float]:
+    """Mean difference and its standard error: s / sqrt(n), s the sample's standard deviation."""
+    differences = these - those
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    return float(differences.mean()), spread / float(np.sqrt(len(differences)))

@@ -30,6 +30,7 @@ from zerogr_ray.models import hush, load_format, load_model
 from zerogr_ray.queries.generate import query_prompt
 from zerogr_ray.stage import Clock, Output, ShardWorker, map_shards
 from zerogr_ray.store import key_of
+from zerogr_ray.training.validation import is_held_out
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,9 +59,11 @@ class Asked(NamedTuple):
     """Of each query."""
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> Asked:
-        """That of a row with its columns."""
-        return cls(row["title"], row["text"], tuple(row["queries"][:MOST_QUERIES]), tuple(row["kinds"][:MOST_QUERIES]))
+    def of(cls, row: dict[str, Any], held: float = 0.0) -> Asked:
+        """That of a row with its columns and docno, less the share `held` of the queries that training never sees."""
+        asked = zip(row["queries"], row["kinds"], strict=True)
+        seen = [one for one in asked if not is_held_out(held, row["docno"], one[0])][:MOST_QUERIES]
+        return cls(row["title"], row["text"], tuple(query for query, _ in seen), tuple(kind for _, kind in seen))
 
 
 @dataclass(frozen=True)
@@ -73,24 +76,27 @@ class ExpectWords:
     """Documents over which p̄ is the mean."""
     known: Frequencies | None = None
     """As for WriteQueries."""
+    held: float = 0.0
+    """Share of the queries that is held back to judge the index by."""
     name: str = "expected"
 
     def __call__(self, documents: pa.Table, engine: QueryModel) -> pa.Table:
-        """Rows of BAG, one per document; `documents` has the columns of Asked. Empty where nothing is asked."""
+        """Rows of BAG, one per document, empty where nothing is asked; `documents` has docno and the columns of Asked."""
         import pyarrow as pa
 
         usual = np.maximum(engine.usual(self), RARE)
         bags = []
         for row in documents.to_pylist():
-            p_V = engine.words(self, Asked.of(row))
+            p_V = engine.words(self, Asked.of(row, self.held))
             rise_V = np.log1p(RISE * p_V / usual)
             bags.append(unit_bag(rise_V, self.cfg.expected_tokens, rise_V * np.sqrt(p_V)))
         return pa.table([[tokens for tokens, _ in bags], [weights for _, weights in bags]], schema=BAG)
 
 
-def expected_key(queries: str, model: str, cfg: QueryConfig, instruction: str, seed: int) -> str:
-    """Changes with the queries, the model that wrote them, and what is made of them."""
-    return key_of("expected", 1, queries, model, instruction, cfg.expected_tokens, seed, [RISE, RARE, MOST_QUERIES])
+def expected_key(queries: str, model: str, cfg: QueryConfig, instruction: str, seed: int, held: Sequence[Any]) -> str:
+    """Changes with the queries, the model that wrote them, what is made of them, and what decides which are `held`."""
+    fixed = [RISE, RARE, MOST_QUERIES]
+    return key_of("expected", 2, queries, model, instruction, cfg.expected_tokens, seed, fixed, held)
 
 
 class QueryModel:
@@ -161,7 +167,7 @@ class Expecter(ShardWorker):
     def work(self, shard: str, task: ExpectWords, output: Output) -> tuple[int, int]:
         """Expect the words of one shard."""
         before = self.engine.tokens
-        documents = self.source.folder.read_table(shard, ["title", "text"])
+        documents = self.source.folder.read_table(shard, ["docno", "title", "text"])
         asked = self.queries.folder.read_table(shard, ["queries", "kinds"])
         for name in asked.column_names:
             documents = documents.append_column(name, asked[name])

@@ -2,9 +2,10 @@
 
 1. The driver finds documents that share a docid from 8 bytes a docid, and compares their texts (title and text, white
    space collapsed). Identical documents count as one from here on.
-2. The others are shown to the LM with their docid for one more word that only they have. It is appended where no other
-   document of the group got the same. Only their rows are written again, shard by shard on Ray Data. Those that still
-   collide are asked again, with the word that did not help as if it were in the docid: `docids.distinct_rounds` times.
+2. Of the others the docid generator is shown what sets them apart from those they share a docid with, and its word for
+   that (term.py) is appended where no other document of the group got the same. It is asked shard by shard on Ray Data
+   about them alone. Those that still collide are asked again without the word that did not help:
+   `docids.distinct_rounds` times.
 3. Those that still collide get a word by the rule in term.py.
 
 Every step depends on nothing but what was there before it, so that a run which was killed goes on with the shards
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,20 +26,27 @@ from numpy.typing import NDArray
 
 from zerogr_ray.config import DocIdConfig
 from zerogr_ray.corpus.terms import Frequencies
-from zerogr_ray.docids.term import PROMPT, TERMS, AddTerm, distinguish
+from zerogr_ray.docids.term import AddTerm, Difference, differences, distinguish
 from zerogr_ray.stage import Output, ShardTask, progress
 from zerogr_ray.store import hash64, key_of
+
+ASKED = pa.schema(
+    [("docno", pa.string()), ("text", pa.string()), ("words", pa.list_(pa.string())), ("times", pa.list_(pa.int32()))]
+)
 
 Ask = Callable[[Output, list[tuple[ShardTask, Output]], Callable[[str], int]], None]
 """Runs tasks on the shards of a source that their outputs lack, with an LM; see stage.map_shards."""
 
 TOGETHER = 20_000
-"""Documents whose texts the rule holds at a time."""
+"""Documents whose texts the driver holds at a time."""
+
+SHARD_ROWS = 64
+"""Documents of one shard of those that the LM is asked about."""
 
 
 def distinct_key(docids: str, cfg: DocIdConfig) -> str:
     """Changes with the docids and with how collisions are resolved."""
-    return key_of("distinct", 1, docids, cfg.distinct_rounds, PROMPT, TERMS)
+    return key_of("distinct", 2, docids, cfg.distinct_rounds)
 
 
 def make_distinct(
@@ -56,7 +65,7 @@ def make_distinct(
     """
     if (manifest := output.done()) is not None:
         return manifest
-    state, task = _DocIds(docids, source), AddTerm(cfg, frequencies)
+    state, task = _DocIds(docids, source), AddTerm(cfg)
     facts = {"distinct_before": state.distinct(), "asked": 0, "lm": 0, "rule": 0}
     for number in range(cfg.distinct_rounds if cfg.written_by == "lm" else 0):
         folder = output.folder / f"round-{number}"
@@ -100,8 +109,8 @@ class _DocIds:
         self.first = np.sort(self.digests)
         self.new: set[int] = set()
         self.changed: dict[int, tuple[str, str]] = {}
-        self.tried: dict[int, str] = {}
-        """Words that did not help, each after a space."""
+        self.tried: dict[int, set[str]] = defaultdict(set)
+        """Words that did not help."""
 
     def distinct(self) -> int:
         """How many different docids there are."""
@@ -184,28 +193,37 @@ class _DocIds:
 def _ask_about(
     groups: list[list[list[int]]], state: _DocIds, asked: Output, answers: Output, task: AddTerm, ask: Ask
 ) -> dict[int, str]:
-    """The LM's word for one of each list of identical documents; "" where it has none.
+    """The LM's word for one of each list of identical documents; none where it has none.
 
-    What it is asked about is written first: the documents with what was tried, in the shards that they are in.
+    What it is asked about is written first, with the document's number for its docno.
     """
     if (manifest := asked.done()) is None:
-        sizes = {}
-        for shard, start, mine in state.by_shard(np.sort(np.array([twins[0] for group in groups for twins in group]))):
-            places = pa.array(mine - start)
-            docids = state.changed_table(shard, start)["docid"].take(places).to_pylist()
-            tried = [docid + state.tried.get(row, "") for docid, row in zip(docids, mine.tolist(), strict=True)]
-            table = state.source.folder.read_table(shard).take(places)
-            table = table.append_column("tried", pa.array(tried, pa.string())).append_column("row", pa.array(mine))
-            asked.folder.write_table(shard, table)
-            sizes[shard] = len(mine)
+        sizes: dict[str, int] = {}
+        apart = _set_apart(groups, state)
+        while some := list(islice(apart, SHARD_ROWS)):
+            shard = f"part-{len(sizes):06d}.parquet"
+            rows = [{"docno": str(row), **difference._asdict()} for row, difference in some]
+            asked.folder.write_table(shard, pa.Table.from_pylist(rows, schema=ASKED))
+            sizes[shard] = len(rows)
         manifest = asked.finish(sum(sizes.values()), sizes=sizes)
     ask(asked, [(task, answers)], manifest["sizes"].__getitem__)
     found: dict[int, str] = {}
     for shard in asked.shards():
-        rows = asked.folder.read_table(shard, ["row"])["row"].to_pylist()
-        terms = answers.folder.read_table(shard, ["term"])["term"].to_pylist()
-        found.update(zip(rows, terms, strict=True))
+        table = answers.folder.read_table(shard)
+        found.update(zip(map(int, table["docno"].to_pylist()), table["term"].to_pylist(), strict=True))
     return found
+
+
+def _set_apart(groups: list[list[list[int]]], state: _DocIds) -> Iterator[tuple[int, Difference]]:
+    """(number, difference) of the first of each list of identical documents, of those that have a word of their own."""
+    for batch in _batches(groups):
+        texts = state.texts([twins[0] for group in batch for twins in group])
+        docid_of = state.of([group[0][0] for group in batch])
+        for group in batch:
+            rows = [twins[0] for twins in group]
+            known = set(docid_of[rows[0]].split())
+            found = differences([texts[row] for row in rows], [known | state.tried[row] for row in rows])
+            yield from ((row, difference) for row, difference in zip(rows, found, strict=True) if difference.words)
 
 
 def _append(groups: list[list[list[int]]], terms: dict[int, str], state: _DocIds) -> int:
@@ -214,14 +232,14 @@ def _append(groups: list[list[list[int]]], terms: dict[int, str], state: _DocIds
     for batch in _batches(groups):
         docid_of = state.of([group[0][0] for group in batch])
         for group in batch:
-            times = Counter(terms[twins[0]] for twins in group)
+            times = Counter(terms.get(twins[0], "") for twins in group)
             for twins in group:
-                term = terms[twins[0]]
+                term = terms.get(twins[0], "")
                 if term and times[term] == 1:
                     state.change(twins, f"{docid_of[group[0][0]]} {term}", "lm term")
                     given += 1
                 elif term:
-                    state.tried[twins[0]] = f"{state.tried.get(twins[0], '')} {term}"
+                    state.tried[twins[0]].add(term)
     return given
 
 

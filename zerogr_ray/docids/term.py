@@ -1,35 +1,54 @@
-"""One more word for documents that share a docid: the LM's, else a rule's."""
+"""One more word for documents that share a docid: the LM's, else a rule's.
+
+Asked outright for a word that only this document has, a small LM repeats what the documents have in common. So it is
+shown what they have not: the lines and sentences with a word that another document of the group lacks. Of that it
+writes a docid as of any document (generate.py), and the word of it that the fewest others have is the one.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zerogr_ray.config import DocIdConfig
 from zerogr_ray.corpus.terms import STOP_WORDS, Frequencies, terms
 from zerogr_ray.docids.clean import first_words, words_of
-from zerogr_ray.docids.generate import show
+from zerogr_ray.docids.generate import docid_prompt
 from zerogr_ray.generation.engine import Engine, Sampling
-from zerogr_ray.generation.examples import EXAMPLES
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PROMPT = (
-    "Several documents have the same keywords. Write one more word from this document that only this document has: "
-    "a name, a number or a special term."
-)
-
-TERMS = ("chlorophyll", "merging", "placebo", "twelve", "14 days", "walls", "rovers", "fridge")
-"""What the worked examples answer."""
-
-MAX_TOKENS = 8
 LONG = 24
-"""Characters beyond which a word is taken only if there is no other."""
+"""Characters beyond which the rule takes a word only if there is no other."""
+
+_PARTS = re.compile(r"(?<=[.!?;])\s+|\n+")
+
+
+class Difference(NamedTuple):
+    """What sets a text apart from others."""
+
+    text: str
+    """Its lines and sentences that hold one of the words."""
+    words: list[str]
+    """Words of it that not every text has."""
+    times: list[int]
+    """How many of the texts have each."""
+
+
+def differences(texts: Sequence[str], without: Sequence[set[str]]) -> Iterator[Difference]:
+    """For each of these different texts what sets it apart from the rest; the words of its `without` do not count."""
+    among = Counter(word for text in texts for word in set(words_of(text)))
+    for text, known in zip(texts, without, strict=True):
+        no = known | STOP_WORDS
+        own = dict.fromkeys(word for word in words_of(text) if among[word] < len(texts) and word not in no)
+        parts = [part for part in _PARTS.split(text) if not own.keys().isdisjoint(words_of(part))]
+        yield Difference("\n".join(parts), list(own), [among[word] for word in own])
 
 
 @dataclass(frozen=True)
@@ -37,53 +56,25 @@ class AddTerm:
     """Ask the LM for one more word for every document of a shard."""
 
     cfg: DocIdConfig
-    known: Frequencies | None = None
-    """Of the corpus: its common words are no answer, and its documents' telling lines are shown."""
     name: str = "terms"
 
     def __call__(self, documents: pa.Table, engine: Engine) -> pa.Table:
-        """For each row (docno, title, text, tried) its docno and `term`: "" where the LM wrote none that will do.
-
-        `tried` is the docid and the words that did not tell the document from others.
-        """
+        """For each row (docno, the columns of Difference) its docno and `term`; "" where the LM wrote none of them."""
         import pyarrow as pa
 
         rows = documents.to_pylist()
-        known = self.known if self.cfg.pick_lines else None
-        examples = zip(EXAMPLES[: self.cfg.examples], TERMS, strict=False)
-        turns = [(_asked(example.document, example.docid), term) for example, term in examples]
-        prompts = [
-            engine.format.render(
-                PROMPT,
-                _asked(show(row["title"], row["text"], engine.format, self.cfg.doc_tokens, known), row["tried"]),
-                turns,
-            )
-            for row in rows
-        ]
-        written = engine.generate(engine.format.tokens(prompts), Sampling(MAX_TOKENS), seed=0)
+        prompts = [docid_prompt(engine.format, self.cfg, "", row["text"]) for row in rows]
+        written = engine.generate(engine.format.tokens(prompts), Sampling(self.cfg.max_new_tokens), seed=0)
         found = [
-            clean_term(answers[0], row["tried"], f"{row['title']}\n{row['text']}", self.known)
+            rarest(answers[0], dict(zip(row["words"], row["times"], strict=True)))
             for row, answers in zip(rows, written, strict=True)
         ]
         return pa.table({"docno": documents["docno"], "term": pa.array(found, pa.string())})
 
 
-def _asked(shown: str, docid: str) -> str:
-    return f"{shown}\nKeywords of several documents: {docid}"
-
-
-def clean_term(written: str, tried: str, text: str, known: Frequencies | None = None) -> str:
-    """The first word of the first line written that will do, else "".
-
-    It must not have been tried, occur in the document, be no stop word and not be common in the corpus.
-    """
-    have, there = set(tried.split()), set(terms(text))
-    for word in first_words(written):
-        parts = set(terms(word))
-        telling = known is None or not all(map(known.common, parts))
-        if telling and parts <= there and word not in have and word not in STOP_WORDS:
-            return word
-    return ""
+def rarest(written: str, times: dict[str, int]) -> str:
+    """The word of what the LM wrote that the fewest texts have, the first of equals; "" where it wrote none of them."""
+    return min((word for word in first_words(written) if word in times), key=lambda word: times[word], default="")
 
 
 def distinguish(

@@ -12,7 +12,7 @@ from zerogr_ray.decoding.gists import AT_ONCE as GISTS_AT_ONCE
 from zerogr_ray.planning.speeds import LM_STAGES, Calibration, Gpus
 from zerogr_ray.planning.work import ModelShape, Work
 from zerogr_ray.publish import USUAL_DOCUMENTS, USUAL_QUERIES
-from zerogr_ray.training.validation import FEWEST
+from zerogr_ray.training.validation import held_out_share
 
 COLLIDING = 0.1
 """Share of the documents that the LM is asked for one more word: assumed, no sample tells."""
@@ -160,7 +160,8 @@ class _Bill:
         self.written = N * work.queries.count
         self.examples = N * (work.examples - (1 - speeds.kept) * min(work.queries.count, work.examples))
         self.pairs = self.examples * work.pair_bytes / max(1.0, work.examples)
-        self.held = _held_out(self.written * speeds.kept, cfg)
+        learned = self.written * speeds.kept
+        self.held = held_out_share(learned, cfg.training) * learned
         per_second = (work.docids.tokens / self.stages["docids"].per_second,
                       work.queries.tokens / self.stages["queries"].per_second)  # fmt: skip
         self.doc_seconds = max(per_second) * self.engines / self.units
@@ -288,11 +289,6 @@ class _Bill:
         if cfg.queries and self.held:
             asked = min(self.held, cfg.queries)
             self.add("decoding", asked, self.per_node, self.replica_memory - DRIVER, 0, self.index_bytes)
-
-
-def _held_out(written: float, cfg: IndexConfig) -> float:
-    held = min(cfg.training.held_out * written, cfg.training.held_out_most)
-    return held if held >= FEWEST else 0.0
 
 
 def _shard_rows(doc_seconds: float) -> int:

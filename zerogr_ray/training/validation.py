@@ -11,6 +11,12 @@ from zerogr_ray.store import hash64
 FEWEST = 16
 """Held-out examples below which their loss says nothing."""
 
+AIMED = 24
+"""Held out at least: hashes decide, and of so many expected they rarely leave fewer than FEWEST."""
+
+FARTHEST = 0.25
+"""Share beyond which that would take too much from the training: then none are held out."""
+
 
 @dataclass
 class Validation:
@@ -43,10 +49,15 @@ def due(step: int, steps: int, cfg: TrainingConfig) -> bool:
     return step == steps or step % max(1, -(-steps // cfg.validations)) == 0
 
 
-def held_out_share(expected: int, cfg: TrainingConfig) -> float:
-    """Share to hold out of about `expected` examples; 0 where it would come to fewer than FEWEST."""
-    share = min(cfg.held_out, cfg.held_out_most / max(1, expected))
-    return share if share * expected >= FEWEST else 0.0
+def held_out_share(examples: float, cfg: TrainingConfig) -> float:
+    """Share to hold out of so many examples: `held_out`, or more to reach AIMED; at most `held_out_most` of them.
+
+    0 where fewer than FEWEST would come of it, or AIMED is more than FARTHEST of them.
+    """
+    wanted = min(max(cfg.held_out * examples, AIMED), cfg.held_out_most)
+    if not cfg.held_out or wanted < FEWEST or wanted > max(cfg.held_out, FARTHEST) * examples:
+        return 0.0
+    return wanted / examples
 
 
 def is_held_out(share: float, *key: str) -> bool:
