@@ -10,7 +10,7 @@ queries or judgements, and chooses its own way of decoding on held-back pseudo-q
 queries, nDCG@10 (of limit-small also recall@2) of
 
     bm25        bm25s over title and text
-    minilm      all-MiniLM-L6-v2, exact cosine
+    minilm      all-MiniLM-L6-v2, exact cosine; where its package is installed
     published   ours, decoded by the published algorithm: no calibration, no plan
     ours        as the index chose, in the order of the draws
     reranked    the same ten hits, ordered by the rerank head and the plan
@@ -24,6 +24,7 @@ What is finished is found again: an interrupted run goes on with the next step o
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -42,7 +43,7 @@ from zerogr_ray.evaluation.baselines import bm25
 from zerogr_ray.evaluation.dense import SentenceEncoder, dense
 from zerogr_ray.evaluation.evaluate import as_run, documents_of, search_collection
 from zerogr_ray.evaluation.metrics import evaluate, mean, recall_by_depth
-from zerogr_ray.models import DEFAULT_ENCODER
+from zerogr_ray.models import DEFAULT_ENCODER, PACKAGED
 from zerogr_ray.rows import Collection, Qrels, Run
 from zerogr_ray.store import hash64
 
@@ -82,7 +83,7 @@ def main() -> None:
     for name in names:
         table[name], seconds[name] = one(name, arguments.data, arguments.work / name, settings)
         print(name, json.dumps(table[name]), f"{seconds[name]:.0f} s", file=sys.stderr)
-    systems = [system for system in next(iter(table.values())) if system != "chosen" and "@" not in system]
+    systems = [system for system in next(iter(table.values())) if system not in ("chosen", "tried") and "@" not in system]
     result = {
         "collections": table,
         "mean": {system: round(sum(row[system] for row in table.values()) / len(table), 4) for system in systems},
@@ -148,10 +149,10 @@ def measure(index: Path, collection: Collection, name: str) -> dict[str, Any]:
     }
     if "rerank_token" in retriever.bundle.manifest:
         ways["reranked"] = own.model_copy(update={"order": "rerank"})
-    runs: dict[str, Run] = {
-        "bm25": bm25(documents_of(collection), collection.queries, 100),
-        "minilm": dense(documents_of(collection), collection.queries, 100, SentenceEncoder(DEFAULT_ENCODER)),
-    }
+    runs: dict[str, Run] = {"bm25": bm25(documents_of(collection), collection.queries, 100)}
+    if importlib.util.find_spec(PACKAGED[DEFAULT_ENCODER]):
+        encoder = SentenceEncoder(DEFAULT_ENCODER)
+        runs["minilm"] = dense(documents_of(collection), collection.queries, 100, encoder)
     for system, cfg in ways.items():
         runs[system] = as_run(search_collection(retriever, collection, cfg, 10, name=f"{name} {system}"))
     figures: dict[str, Any] = {system: ndcg(collection.qrels, run) for system, run in runs.items()}
@@ -160,7 +161,8 @@ def measure(index: Path, collection: Collection, name: str) -> dict[str, Any]:
             system: round(recall_by_depth(collection.qrels, run, [2])[2], 4) for system, run in runs.items()
         }
     published = DecodeConfig().model_dump()
-    return figures | {"chosen": {key: value for key, value in own.model_dump().items() if value != published[key]}}
+    chosen = {key: value for key, value in own.model_dump().items() if value != published[key]}
+    return figures | {"chosen": chosen, "tried": retriever.bundle.manifest.get("decode_tried", [])}
 
 
 def ndcg(qrels: Qrels, run: Run) -> float:

@@ -81,7 +81,7 @@ class ExpectWords:
     name: str = "expected"
 
     def __call__(self, documents: pa.Table, engine: QueryModel) -> pa.Table:
-        """Rows of BAG, one per document, empty where nothing is asked; `documents` has docno and the columns of Asked."""
+        """Rows of BAG, one per document, empty where nothing is asked. `documents`: docno and the columns of Asked."""
         import pyarrow as pa
 
         usual = np.maximum(engine.usual(self), RARE)

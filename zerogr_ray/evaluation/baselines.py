@@ -7,10 +7,8 @@ from importlib import import_module
 from typing import Any
 
 from zerogr_ray.errors import InputError
+from zerogr_ray.lucene import lucene, tokens_of
 from zerogr_ray.rows import Document, Query, Run
-
-K1, B = 0.9, 0.4
-"""Anserini's defaults, which the BEIR papers use."""
 
 
 def bm25(documents: Iterable[Document], queries: list[Query], k: int) -> Run:
@@ -22,8 +20,6 @@ def bm25(documents: Iterable[Document], queries: list[Query], k: int) -> Run:
 
     Raises InputError if there are no documents.
     """
-    import bm25s
-
     docnos: list[str] = []
 
     def texts() -> Iterator[str]:
@@ -31,15 +27,14 @@ def bm25(documents: Iterable[Document], queries: list[Query], k: int) -> Run:
             docnos.append(document.docno)
             yield f"{document.title} {document.text}"
 
-    corpus = _tokens(texts())
+    corpus = tokens_of(texts(), stemmer())
     if not docnos:
         raise InputError("BM25 needs at least one document; the corpus has none")
     run: Run = {query.qid: {} for query in queries}
     if not queries or not corpus.vocab:
         return run
-    index = bm25s.BM25(k1=K1, b=B, method="lucene")
-    index.index(corpus, show_progress=False)
-    tokens = _tokens(query.text for query in queries)
+    index = lucene(corpus)
+    tokens = tokens_of((query.text for query in queries), stemmer())
     found, scores = index.retrieve(tokens, k=min(k, len(docnos)), show_progress=False)
     for query, row, values in zip(queries, found, scores, strict=True):
         run[query.qid] = {docnos[int(i)]: float(s) for i, s in zip(row, values, strict=True) if s > 0}
@@ -52,9 +47,3 @@ def stemmer() -> Any | None:
         return import_module("Stemmer").Stemmer("english")
     except ImportError:
         return None
-
-
-def _tokens(texts: Iterable[str]) -> Any:
-    import bm25s
-
-    return bm25s.tokenize(texts, stopwords="en", stemmer=stemmer(), show_progress=False)

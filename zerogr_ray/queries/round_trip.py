@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from zerogr_ray.corpus.terms import stems
-
-K1, B = 0.9, 0.4
-"""Anserini's defaults."""
+from zerogr_ray.lucene import lucene
 
 NOWHERE = 2**31 - 1
 """Rank of a document that shares no stem with the query."""
@@ -20,13 +18,10 @@ class Finder:
     """BM25 (Lucene's variant, through bm25s) over documents given by docno as the stems of their texts."""
 
     def __init__(self, documents: dict[str, Sequence[str]]) -> None:
-        import bm25s
-
         self.places = {docno: place for place, docno in enumerate(documents)}
         self.index: Any = None
         if any(documents.values()):
-            self.index = bm25s.BM25(k1=K1, b=B, method="lucene")
-            self.index.index([list(words) for words in documents.values()], show_progress=False)
+            self.index = lucene([list(words) for words in documents.values()])
 
     def rank(self, query: str, own: str) -> int:
         """1 + the number of documents that fit `query` better than the one with docno `own`; ties count for it."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zerogr_ray.errors import ModelError
+from zerogr_ray.lucene import lucene, tokens_of
 from zerogr_ray.stage import Output, progress
 from zerogr_ray.training.examples import WRONG
 
@@ -83,30 +84,24 @@ def _wrong(right: str, best: list[str], docid_of: list[str], wanted: int, rng: n
 
 
 class _Searcher:
-    """BM25 over the corpus, with the settings of the baseline (Lucene's variant, k1 = 0.9, b = 0.4)."""
+    """BM25 over the corpus, with the settings of the baseline."""
 
     def __init__(self, texts: Iterator[str]) -> None:
         try:
-            import bm25s
+            tokens = tokens_of(texts)
         except ModuleNotFoundError:
             raise ModelError(
                 "a rerank head needs BM25's wrong documents, but bm25s is not installed: pip install "
                 "'zerogr-ray[train]', or set training.rerank_every=0"
             ) from None
-        self._bm25s = bm25s
-        tokens = bm25s.tokenize(texts, stopwords="en", show_progress=False)
         self.documents = len(tokens.ids)
-        self.index = None
-        if tokens.vocab:
-            self.index = bm25s.BM25(k1=0.9, b=0.4, method="lucene")
-            self.index.index(tokens, show_progress=False)
+        self.index = lucene(tokens) if tokens.vocab else None
 
     def best(self, queries: list[str], k: int) -> list[list[int]]:
         """Numbers of the documents that score above 0 for each query, best first, `k` at most."""
         if self.index is None or not queries:
             return [[] for _ in queries]
-        tokens = self._bm25s.tokenize(queries, stopwords="en", show_progress=False)
-        found, scores = self.index.retrieve(tokens, k=min(k, self.documents), show_progress=False)
+        found, scores = self.index.retrieve(tokens_of(queries), k=min(k, self.documents), show_progress=False)
         return [
             [int(i) for i, score in zip(row, values, strict=True) if score > 0]
             for row, values in zip(found, scores, strict=True)
