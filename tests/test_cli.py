@@ -84,6 +84,11 @@ def test_evaluate_prints_a_table_beside_bm25_and_writes_a_run(index, collection,
     assert figures["queries"] == 2
     assert set(figures["zerogr"]) == set(figures["bm25"]) == {"ndcg@10", "acc@1", "recall@100", "mrr@10"}
     assert figures["zerogr"]["recall@100"] == 1.0
+    each = figures["per_query"]
+    assert each.keys() == {"zerogr", "bm25"}, "the index is searched as published: that needs no second row"
+    for system, queries in each.items():
+        for metric, mean in figures[system].items():
+            assert mean == pytest.approx(sum(row[metric] for row in queries.values()) / 2)
     assert len((tmp_path / "run.trec").read_text().splitlines()) == 8
 
 

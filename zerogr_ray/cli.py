@@ -113,6 +113,7 @@ def evaluate(
     draws: Draws = None,
     set_: Decoding = None,
     published: Published = False,
+    paper: Annotated[bool, typer.Option(help="The published algorithm on the same queries beside it.")] = True,
     bm25: Annotated[bool, typer.Option(help="BM25 on the same queries beside it.")] = True,
     dense: Annotated[bool, typer.Option("--dense", help="all-MiniLM-L6-v2 on the same queries beside it.")] = False,
     encoder: Annotated[str | None, typer.Option(help="A sentence encoder instead: a folder or org/name.")] = None,
@@ -123,6 +124,9 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure nDCG@10, Acc@1, Recall@100 and MRR@10 on the queries of DATASET, beside BM25 and an encoder.
+
+    Where the index searches in another way than the published algorithm, that has a row too. --json says them of every
+    query as well.
 
     Example: zerogr evaluate indexes/scifact data/scifact --dense --run scifact.trec
     """
@@ -135,10 +139,12 @@ def evaluate(
     cfg = decoding(index, published, seed, draws, set_)
     collection = read_collection(dataset, split)
     retriever = load(index)
-    result = evaluate_index(retriever, collection, cfg, k, bm25, quiet, encoder or (DEFAULT_ENCODER if dense else None))
+    encoder = encoder or (DEFAULT_ENCODER if dense else None)
+    result = evaluate_index(retriever, collection, cfg, k, bm25, quiet, encoder, paper)
     if as_json:
         about = {"dataset": collection.name, "split": split, "queries": result.queries, "decode": cfg.model_dump()}
-        print_json({**about, **result.figures, "seconds": round(result.seconds, 1)})
+        figures = {**result.figures, "per_query": result.per_query}
+        print_json({**about, **figures, "seconds": round(result.seconds, 1)})
     else:
         print(table(result.figures))
     if run is not None:  # last, so that a path that cannot be written does not cost the figures

@@ -7,6 +7,8 @@ import pytest
 from tests.decoding.test_retriever import make_index
 from tests.evaluation.test_compare import complaint, zerogr
 from tests.tiny import save_tiny
+from zerogr_ray.config import DecodeConfig
+from zerogr_ray.corpus.trec import read_run
 
 pytestmark = pytest.mark.model
 
@@ -43,3 +45,18 @@ def test_an_encoder_gets_a_row_and_a_run_that_can_be_compared(tmp_path, collecti
 def test_a_missing_encoder_is_refused(tmp_path, collection):
     index = make_index(tmp_path / "index", TEXTS)
     assert "no model folder" in complaint("evaluate", index, collection, "--encoder", "./nothing", "--quiet")
+
+
+def test_the_published_algorithm_keeps_its_row_beside_what_the_index_chose(tmp_path, collection):
+    own = DecodeConfig(mode="exhaustive", order="docid", draws=3)
+    index = make_index(tmp_path / "index", TEXTS, choose=lambda _: {"decode": own.model_dump()})
+    runs = {name: tmp_path / name for name in ("chosen", "plain", "alone")}
+    for name, more in {"chosen": (), "plain": ("--published", "--draws", "3"), "alone": ("--no-paper",)}.items():
+        runs[name].mkdir()
+        status, _, err = zerogr("evaluate", index, collection, "--run", runs[name], "--quiet", "--no-bm25", *more)
+        assert status == 0, err
+    wrote = {name: sorted(file.name for file in folder.iterdir()) for name, folder in runs.items()}
+    assert wrote == {"chosen": ["published.trec", "zerogr.trec"], "plain": ["zerogr.trec"], "alone": ["zerogr.trec"]}
+    kept, plain = (read_run(str(runs[a] / f"{b}.trec")) for a, b in (("chosen", "published"), ("plain", "zerogr")))
+    assert kept == plain
+    assert kept != read_run(str(runs["chosen"] / "zerogr.trec"))

@@ -16,6 +16,7 @@ from zerogr_ray.config import DecodeConfig
 from zerogr_ray.corpus.collections import read_collection
 from zerogr_ray.corpus.trec import read_run
 from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.evaluation import modes
 from zerogr_ray.evaluation.figures import BARS, SERIES, Chart, svg
 from zerogr_ray.evaluation.metrics import METRICS, evaluate
 from zerogr_ray.evaluation.modes import usual_modes
@@ -224,10 +225,11 @@ def test_the_same_input_gives_the_same_bytes_and_a_date_is_shown_as_given(writte
         assert data == (tmp_path / name).read_bytes()
 
 
-def test_without_modes_an_index_gets_those_it_has_data_for(tmp_path):
+def test_without_modes_an_index_gets_those_it_has_data_for(tmp_path, monkeypatch):
     plain = Retriever.load(make_index(tmp_path / "plain", ["red fox", "hat"])).bundle
     planned = Retriever.load(make_index(tmp_path / "planned", DOCIDS, vocab=400)).bundle
-    usual = ["reference", "exact", "sampling", "beam", "top_k", "reference+order=docid"]
+    usual = ["reference", "exact", "sampling", "beam", "top_k", "best_first", "reference+order=docid", "exhaustive"]
+    assert {mode.partition("+")[0] for mode in usual} == set(modes.MODES), "recall against k for each of them"
     assert usual_modes(plain) == [*usual, "reference+order=rerank"]  # the tests' index names a rerank token
     plain.manifest["decode"] = {"mode": "top_k"}
     assert usual_modes(plain)[:2] == ["index", "reference"]
@@ -237,6 +239,8 @@ def test_without_modes_an_index_gets_those_it_has_data_for(tmp_path):
         "reference+plan_ahead=10+order=docid",
         "reference+order=rerank",
     ]
+    monkeypatch.setattr(modes, "IN_FULL", 1)
+    assert "exhaustive" not in usual_modes(plain)
 
 
 def test_an_index_without_a_record_and_a_page_without_bm25_say_so(collection, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from tests.decoding.test_retriever import make_index
 from tests.evaluation.test_compare import complaint, zerogr
+from zerogr_ray.config import DecodeConfig
 from zerogr_ray.corpus.trec import read_run
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.evaluation.metrics import METRICS, evaluate
@@ -97,6 +98,21 @@ def test_figures_are_those_of_the_runs_and_means_those_of_the_figures(here):
             assert found["mean"][system][metric] == pytest.approx((one + two + three) / 3)
 
 
+def test_where_an_index_chose_another_way_all_collections_have_the_published_algorithm_too(here):
+    shutil.rmtree(here / "indexes" / "two")
+    own = DecodeConfig(mode="exhaustive", order="docid")
+    other = make_index(here / "other", TEXTS, choose=lambda _: {"decode": own.model_dump()})
+    shutil.copytree(other, here / "indexes" / "two")
+    found = run("--json")
+    assert list(found["mean"]) == ["zerogr", "published", "bm25"]
+    runs = {system: read_run(str(here / "suite.runs" / "one" / f"{system}.trec")) for system in found["mean"]}
+    assert runs["zerogr"] == runs["published"]
+    both = [read_run(str(here / "suite.runs" / "two" / f"{system}.trec")) for system in ("zerogr", "published")]
+    assert both[0] != both[1]
+    (here / "suite.toml").write_text("published = false\n" + (here / "suite.toml").read_text())
+    assert list(run("--json")["mean"]) == ["zerogr", "bm25"]
+
+
 def test_the_table_has_a_row_per_collection_and_one_per_mean(here):
     found = run("--json")
     lines = run("--metric", "acc@1").splitlines()
@@ -176,7 +192,7 @@ def test_the_instruction_of_the_suite_and_its_decoding_are_used(here, float32):
         'bm25 = false\n[decode]\nmode = "exhaustive"\n' + text + 'instruction = "Find the web page."\n'
     )
     found = run("--json")
-    assert list(found["mean"]) == ["zerogr"]
+    assert list(found["mean"]) == ["zerogr", "published"]
     retriever = Retriever.load(here / "indexes" / "three")
     config = read_suite(here / "suite.toml").decode
     assert config.mode == "exhaustive"

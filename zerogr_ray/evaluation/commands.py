@@ -37,8 +37,9 @@ def report(
 ) -> None:
     """Write one page about INDEX on the queries of DATASET: tables, curves by mode, docids, training, ten queries.
 
-    Without --mode it shows what the index's build chose (named index), reference, exact, sampling, beam, top_k, the
-    order by whole docids, and what the index carries data for: edge priors, postings for plan_ahead, a rerank head.
+    Without --mode it shows what the index's build chose (named index), reference, exact, sampling, beam, top_k,
+    best_first, the order by whole docids, up to 1000 documents exhaustive, and what the index carries data for: edge
+    priors, postings for plan_ahead, a rerank head.
     --json prints every figure of the page.
 
     Example: zerogr report indexes/scifact data/scifact --out scifact.html --png figures --dense

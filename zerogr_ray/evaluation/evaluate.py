@@ -39,17 +39,23 @@ def evaluate_index(
     baseline: bool = True,
     quiet: bool = False,
     encoder: str | None = None,
+    published: bool = True,
 ) -> Evaluation:
     """Search every judged query of `collection`; `k` hits each, as the index chose where `config` is None.
 
-    `baseline` adds BM25 over the collection's corpus, `encoder` (a name or folder) that sentence encoder under its
-    name. Raises ModelError before the first search if the encoder cannot be loaded.
+    `published` adds the published algorithm where that is another way, with as many draws and the same seed;
+    `baseline` BM25 over the collection's corpus; `encoder` (a name or folder) that sentence encoder under its name.
+    Raises ModelError before the first search if the encoder cannot be loaded.
     """
     sentences = SentenceEncoder(encoder) if encoder else None
     started = time.monotonic()
     found = search_collection(retriever, collection, config, k, quiet)
     seconds = time.monotonic() - started
     runs = {"zerogr": as_run(found)}
+    own = config or retriever.bundle.decode
+    paper = as_published(own)
+    if published and own != paper:
+        runs["published"] = as_run(search_collection(retriever, collection, paper, k, quiet, name="published"))
     if baseline:
         runs["bm25"] = bm25(documents_of(collection), collection.queries, k)
     if sentences:
@@ -58,6 +64,11 @@ def evaluate_index(
     return Evaluation(
         len(collection.queries), runs, per_query, {name: mean(rows) for name, rows in per_query.items()}, seconds
     )
+
+
+def as_published(cfg: DecodeConfig) -> DecodeConfig:
+    """The published algorithm with the draws and the seed of `cfg`."""
+    return DecodeConfig(draws=cfg.draws, seed=cfg.seed)
 
 
 def search_collection(

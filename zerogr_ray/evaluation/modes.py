@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 MODES: tuple[str, ...] = get_args(DecodeConfig.model_fields["mode"].annotation)
 OWN = "index"
 """Stands for the settings that the build of an index chose for it."""
-USUAL = ("reference", "exact", "sampling", "beam", "top_k", "reference+order=docid")
+USUAL = ("reference", "exact", "sampling", "beam", "top_k", "best_first", "reference+order=docid")
 PLANNED = 200
 """Documents that plan-ahead leaves to the search, in the row that a report adds for it; a quarter of a small index."""
+IN_FULL = 1000
+"""Documents of an index up to which a report scores every docid in full: that is the yardstick, and slow."""
 
 
 def parse_mode(text: str, base: DecodeConfig, own: Mapping[str, Any] | None = None) -> DecodeConfig:
@@ -49,6 +51,8 @@ def parse_mode(text: str, base: DecodeConfig, own: Mapping[str, Any] | None = No
 def usual_modes(bundle: Bundle) -> list[str]:
     """What a report shows unless told: the modes that every index has, and those that this one carries data for."""
     modes = [OWN, *USUAL] if bundle.manifest.get("decode") else list(USUAL)
+    if bundle.trie.documents <= IN_FULL:
+        modes.append("exhaustive")
     prior = "+prior_weight=1" if bundle.priors is not None else ""
     if prior:
         modes += [f"reference{prior}", f"reference{prior}+order=docid"]

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from zerogr_ray.corpus.files import first_file, locate
 from zerogr_ray.corpus.trec import read_run, write_run
 from zerogr_ray.errors import IndexRefused, InputError
 from zerogr_ray.evaluation.baselines import bm25, stemmer
-from zerogr_ray.evaluation.evaluate import as_run, documents_of, search_collection
+from zerogr_ray.evaluation.evaluate import as_published, as_run, documents_of, search_collection
 from zerogr_ray.evaluation.metrics import evaluate, mean
 from zerogr_ray.evaluation.report import table
 from zerogr_ray.index.manifest import read_manifest
@@ -63,6 +63,8 @@ class SuiteConfig(Strict):
     """Folder of the runs, one folder in it per collection; without one, the suite's path without .toml, plus .runs."""
     k: int = Field(100, ge=1)
     """Documents per query."""
+    published: bool = True
+    """The published algorithm beside it, where any of the indexes is searched in another way."""
     bm25: bool = True
     """BM25 on the same queries beside ours."""
     encoder: str = ""
@@ -82,6 +84,8 @@ class Planned:
     instruction: str
     index: str
     index_sha256: str
+    decode: DecodeConfig
+    """How it is searched."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,9 @@ def plan_suite(config: SuiteConfig, file: Path) -> Plan:
                 manifest = read_manifest(index)
             except (InputError, IndexRefused) as error:
                 raise type(error)(f"{file}: collection {name!r}: {error}") from None
-            planned[name] = Planned(
-                replace(collection, name=name), entry.domain, entry.instruction, index, manifest["sha256"]
-            )
+            decode = config.decode or DecodeConfig(**manifest.get("decode", {}))
+            named = replace(collection, name=name)
+            planned[name] = Planned(named, entry.domain, entry.instruction, index, manifest["sha256"], decode)
     if not planned:
         raise InputError(f"{file} lists no collection: {', '.join(skipped)} have no {QUERY_FILES[0]}")
     out = config.out or str(file.with_suffix("")) + ".runs"
@@ -165,11 +169,12 @@ def run_suite(plan: Plan, config: SuiteConfig, quiet: bool = False) -> SuiteResu
     Raises InputError, before a collection is searched, for an id of it that a run file cannot carry.
     """
     encoder = _Encoder(config.encoder) if config.encoder else None
+    paper = config.published and any(row.decode != as_published(row.decode) for row in plan.planned)
     results = []
     for row in plan.planned:
         folder = Folder(plan.out) / row.collection.name
         runs, kept = {}, True
-        for name, (key, search) in _systems(row, config, encoder, quiet).items():
+        for name, (key, search) in _systems(row, config, paper, encoder, quiet).items():
             runs[name], there = _run(folder, name, key, search)
             kept = kept and there
         qrels = row.collection.qrels
@@ -230,24 +235,24 @@ class _Encoder:
 
 
 def _systems(
-    row: Planned, config: SuiteConfig, encoder: _Encoder | None, quiet: bool
+    row: Planned, config: SuiteConfig, paper: bool, encoder: _Encoder | None, quiet: bool
 ) -> dict[str, tuple[str, Callable[[], Run]]]:
     """Of each system the key of what its run depends on, and how to make it."""
     collection, k = row.collection, config.k
     asked = [(query.qid, query.text) for query in collection.queries]
     tasks = row.instruction or [query.instruction for query in collection.queries]
-    decode = config.decode and config.decode.model_dump()
 
-    def ours() -> Run:
+    def ours(decode: DecodeConfig) -> Run:
         from zerogr_ray.options import load
 
         retriever = load(row.index)
         _check_ids(retriever.bundle, collection)
-        return as_run(
-            search_collection(retriever, collection, config.decode, k, quiet, row.instruction, collection.name)
-        )
+        return as_run(search_collection(retriever, collection, decode, k, quiet, row.instruction, collection.name))
 
-    systems = {"zerogr": (key_of("zerogr", 1, row.index_sha256, asked, tasks, decode, k), ours)}
+    systems: dict[str, tuple[str, Callable[[], Run]]] = {}
+    for name, decode in {"zerogr": row.decode, **({"published": as_published(row.decode)} if paper else {})}.items():
+        key = key_of("zerogr", 2, row.index_sha256, asked, tasks, decode.model_dump(), k)
+        systems[name] = key, partial(ours, decode)
     corpus = source_stamp(collection.path) if config.bm25 or encoder else ""
     if config.bm25:
         key = key_of("bm25", 1, corpus, asked, k, stemmer() is not None)
