@@ -118,7 +118,8 @@ class QueryMix(Strict):
 
 
 class FilterConfig(Strict):
-    """Which pseudo-queries are kept (see queries/filter.py); all zero or false keeps every one."""
+    """Which pseudo-queries are kept (see queries/filter.py); all zero or false keeps every one, else those go too that
+    are their document."""
 
     repeats: float = Field(0.8, ge=0, le=1)
     """A query goes whose stems overlap this much (Jaccard) with an earlier one of its document; 0: none goes."""

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pytest
 
 from tests.tiny import save_tiny
-from zerogr_ray.config import DEFAULT_MODEL, DocIdConfig, LLMConfig, QueryConfig
-from zerogr_ray.docids.generate import WriteDocIds
+from zerogr_ray.adapters import SHIPPED, find_writer
+from zerogr_ray.config import DEFAULT_INSTRUCTION, DEFAULT_MODEL, DocIdConfig, LLMConfig, QueryConfig
+from zerogr_ray.docids.generate import WriteDocIds, show
 from zerogr_ray.errors import ModelError
 from zerogr_ray.generation.engine import Sampling, choose_engine, open_engine
 from zerogr_ray.generation.transformers_engine import TransformersEngine
 from zerogr_ray.models import find_model
-from zerogr_ray.queries.generate import WriteQueries
+from zerogr_ray.queries.generate import WriteQueries, query_prompt
 
 pytestmark = pytest.mark.model
 
@@ -95,24 +96,62 @@ def test_asking_for_vllm_where_it_is_not_installed_says_how_to_get_it(monkeypatc
         choose_engine(LLMConfig(engine="vllm"))
 
 
+def in_a_process(code, *arguments, given=""):
+    """What the last line that `code` prints is as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_vllm_and_transformers_write_the_same_docids():
     find_model(DEFAULT_MODEL)
     rows = {}
     for name in ("transformers", "vllm"):
-        done = subprocess.run(
-            [sys.executable, "-c", WRITE, name, DEFAULT_MODEL],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "2"},
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        rows[name] = json.loads(done.stdout.splitlines()[-1])
+        rows[name] = in_a_process(WRITE, name, DEFAULT_MODEL)
     assert rows["vllm"] == rows["transformers"]
     assert sum(row["source"] == "lm" for row in rows["vllm"]) == 5
+
+
+ASK = """
+import json, sys
+from zerogr_ray.config import LLMConfig
+from zerogr_ray.generation.engine import Sampling, open_engine
+from pathlib import Path
+engine = open_engine(LLMConfig(engine="vllm", dtype="float32"), Path(sys.argv[1]))
+prompts = engine.format.tokens(json.load(sys.stdin))
+print(json.dumps(engine.generate(prompts, Sampling(24), seed=0)))
+engine.close()
+"""
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_writes_with_a_merged_adapter_what_peft_writes_with_the_adapter_beside_its_base():
+    from peft import PeftModel
+
+    merged, cfg = find_writer(QueryConfig(), DEFAULT_MODEL, "queries")
+    engine = TransformersEngine(LLMConfig(dtype="float32"), find_model(DEFAULT_MODEL))
+    asked = [
+        query_prompt(engine.format, cfg, "question", DEFAULT_INSTRUCTION, show(title, text, engine.format, 128))
+        for title, text in zip(*(DOCUMENTS[name].to_pylist() for name in ("title", "text")), strict=True)
+    ]
+    prompts = engine.format.tokens(asked)
+    plain = engine.generate(prompts, Sampling(24), seed=0)
+    engine.model = PeftModel.from_pretrained(engine.model, str(SHIPPED / f"{DEFAULT_MODEL}-queries")).eval()
+    adapted = engine.generate(prompts, Sampling(24), seed=0)
+    assert adapted != plain
+    done = in_a_process(ASK, str(merged), given=json.dumps(asked))
+    assert done == adapted
 
 
 @pytest.mark.slow

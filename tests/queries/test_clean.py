@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zerogr_ray.config import QueryConfig
-from zerogr_ray.queries.clean import MAX_CHARS, clean_queries, clean_query
+from zerogr_ray.queries.clean import MAX_CHARS, clean_queries, clean_query, is_copy
 from zerogr_ray.queries.generate import stand_ins
 
 
@@ -43,3 +43,18 @@ def test_the_documents_own_passages_stand_in_then_its_title_then_its_docno():
     assert all(query in text for query in clean_queries(["", "…"], stand_ins("d1", "t", text, cfg), 40))
     assert stand_ins("d1", "Title", "", cfg) == ["Title"]
     assert stand_ins("d1", "", "", cfg) == ["d1"]
+
+
+@pytest.mark.parametrize(
+    ("query", "title", "text", "copied"),
+    [
+        ("i like  APPLES", "", "I like apples.", True),
+        ("Fruit I like apples", "Fruit", "I like apples.", True),
+        ("I like apples?", "Fruit", "I like apples.", True),
+        ("Fruit", "Fruit", "", True),
+        ("Fruit", "Fruit", "I like apples.", False),
+        ("who likes apples", "", "I like apples.", False),
+    ],
+)
+def test_a_query_that_is_its_document_is_a_copy(query, title, text, copied):
+    assert is_copy(query, title, text) is copied

@@ -13,6 +13,7 @@ from zerogr_ray.config import IndexConfig, QueryConfig, make_config
 from zerogr_ray.corpus.terms import stems
 from zerogr_ray.keys import Keys
 from zerogr_ray.queries.filter import (
+    COPIES,
     KEPT,
     NOT_FOUND,
     REPEATS,
@@ -112,6 +113,27 @@ def test_a_query_that_does_not_find_its_document_goes_and_each_test_has_its_swit
     assert [row["reasons"].count(NOT_FOUND) for row in off.values()] == [0] * 4
 
 
+def test_a_query_that_is_the_document_goes_as_a_copy_and_makes_none_a_repetition():
+    text = "I like apples."
+    rows = [{"docno": "d", "title": "", "text": text, "queries": ["i like apples", "apples I like", "who eats fruit"]}]
+    for changes in ({"round_trip": 0}, {"repeats": 0}):
+        table = pa.Table.from_pylist(rows)
+        (found,) = JudgeQueries(settings(**changes))(table, Finder({"d": stems(text)})).to_pylist()
+        assert found["reasons"][:2] == [COPIES, KEPT]
+
+
+@pytest.mark.parametrize(("passages", "copies", "spared"), [(3, 1, 0), (0, 0, 1)])
+def test_a_copy_is_counted_and_a_document_with_nothing_else_keeps_it(tmp_path, monkeypatch, passages, copies, spared):
+    monkeypatch.setitem(QUERIES, "bread", [TEXTS["bread"].lower()])
+    corpus, queries, sizes = stage(tmp_path)
+    kept = Output("filtered", Folder(tmp_path / "kept"))
+    cfg = make_config(QueryConfig, {}, {"passages": passages, "filter.round_trip": 0})
+    judged(corpus, queries, kept, cfg, sizes, sorted(sizes))
+    counts = filter_queries(corpus, queries, kept, cfg, sizes, actors=1, quiet=True)["queries"]
+    assert (counts["copies"], counts["spared"]) == (copies, spared)
+    assert everything(kept)["bread"] == QUERIES["bread"][:spared]
+
+
 @pytest.mark.parametrize("part", [1 << 25, 2, 1])
 def test_a_query_of_several_documents_stays_where_it_ranks_best_in_however_many_parts(tmp_path, part):
     judged = Output("judged", Folder(tmp_path))
@@ -198,7 +220,7 @@ def test_every_query_is_counted_once_under_the_reason_for_which_it_went(tmp_path
     manifest = filter_queries(corpus, queries, kept, cfg, sizes, actors=1, quiet=True)
     assert everything(kept) == KEPT_OF
     assert manifest["queries"] == {
-        "written": 11, "kept": 4, "repeats": 1, "not found": 5, "shared": 1, "spared": 0,
+        "written": 11, "kept": 4, "copies": 0, "repeats": 1, "not found": 5, "shared": 1, "spared": 0,
     }  # fmt: skip
 
 

@@ -27,3 +27,20 @@ def shards(tmp_path):
 def write_at_every_step(monkeypatch):
     """A checkpoint whenever one is due, however long the last one took to write."""
     monkeypatch.setattr("zerogr_ray.training.loop.WRITING_SHARE", math.inf)
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """`poison(harm, when)`: the answers' loss of the packs that are to be harmed is harm(losses, model)."""
+    from zerogr_ray.training import loop
+
+    pack_losses = loop.pack_losses
+
+    def put(harm, when):
+        def poisoned(model, pack, *more):
+            losses = pack_losses(model, pack, *more)
+            return losses._replace(answers=harm(losses, model)) if when(pack) else losses
+
+        monkeypatch.setattr(loop, "pack_losses", poisoned)
+
+    return put

@@ -27,7 +27,7 @@ def unpacked(one: Pack) -> list[tuple[list[int], list[int], list[int]]]:
     found = []
     row_T, place_T, sees_EPP = one.rows()
     prefix = len(one.tokens_T) - len(row_T)
-    for number in range(len(one.queries)):
+    for number in range(len(one.examples)):
         mine = (row_T == number).nonzero()[0]
         token_at = {int(place_T[t]): prefix + int(t) for t in mine}
         assert len(token_at) == len(mine)
@@ -46,7 +46,7 @@ def unpacked(one: Pack) -> list[tuple[list[int], list[int], list[int]]]:
 @given(batches(), st.integers(8, 64))
 def test_every_example_is_packed_once_and_sees_only_itself(examples, pack_tokens):
     packs = pack(examples, pack_tokens)
-    back = [(query, *seen) for one in packs for query, seen in zip(one.queries, unpacked(one), strict=True)]
+    back = [(e.query, *seen) for one in packs for e, seen in zip(one.examples, unpacked(one), strict=True)]
     expected = [
         (e.query, e.prompt + e.answer[:-1], list(range(len(e.prompt) - 1, len(e.prompt) + len(e.answer) - 1)), e.answer)
         for e in examples
@@ -58,7 +58,7 @@ def test_every_example_is_packed_once_and_sees_only_itself(examples, pack_tokens
 @given(batches(), st.integers(8, 64))
 def test_packs_keep_their_size_unless_one_example_alone_exceeds_it(examples, pack_tokens):
     for one in pack(examples, pack_tokens):
-        assert len(one.tokens_T) <= pack_tokens or len(one.queries) == 1
+        assert len(one.tokens_T) <= pack_tokens or len(one.examples) == 1
 
 
 @given(batches())

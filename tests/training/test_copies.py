@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from safetensors.torch import load_file
 
-from tests.training.test_loop import StoppedError, assert_same, run
+from tests.training.test_loop import StoppedError, assert_same, no_number, run
+from zerogr_ray.errors import BuildError
 from zerogr_ray.store import Folder
 from zerogr_ray.training.checkpoints import read_log
 from zerogr_ray.training.copies import Copies, fetched
@@ -46,6 +49,14 @@ def test_of_two_runs_that_finish_the_same_training_the_first_product_stays(sourc
     Copies(s3).finish(tmp_path / "two", "changed", "model")
     assert Copies(s3).finished("f", "model") is None
     assert Copies(s3).finished("changed", "model").name == "model"
+
+
+def test_a_diverged_batch_lies_beside_the_checkpoints(source, shards, tmp_path, s3, poison):
+    poison(no_number, lambda pack: True)
+    with pytest.raises(BuildError, match=f"the batch is in {s3}/diverged-00000001-0.jsonl: look"):
+        run(source, shards, tmp_path / "one", copies=Copies(s3))
+    rows = Folder(s3).read("diverged-00000001-0.jsonl").decode().splitlines()
+    assert [json.loads(row)["suspect"] for row in rows] == [True] * 6
 
 
 def test_shards_on_the_store_are_the_same_shards(shards, s3, tmp_path):

@@ -97,3 +97,22 @@ def test_an_empty_docid_and_an_empty_set_are_refused(tmp_path):
         stream([]).encode([(None, "x")])
     with pytest.raises(BuildError, match="training set is empty"):
         list(stream(write_shards(tmp_path, [0])).rows())
+
+
+def test_an_answer_without_tokens_is_found_before_the_step_that_asks_for_it(tmp_path):
+    paths = write_shards(tmp_path, [40, 40])
+    rows = pq.read_table(paths[1]).to_pylist()
+    pq.write_table(pa.Table.from_pylist([*rows, {"query": "red", "docid": ""}]), tmp_path / "part-0002.parquet")
+    examples = stream([*paths, tmp_path / "part-0002.parquet"])
+    with pytest.raises(
+        BuildError, match=r"docid '' of the query 'red' in .*part-0002.parquet to nothing; .*--set model"
+    ):
+        examples.check()
+    stream(paths).check()
+    examples.check(rank=1, world=2)  # of three shards the second
+    beside = [tmp_path / f"beside-{number}.parquet" for number in range(2)]
+    for path, wrong in zip(beside, (["d1", "d2"], ["d3", ""]), strict=True):
+        pq.write_table(pa.table({"wrong": [["d9"]] * 39 + [wrong]}), path)
+    ranked = ExampleStream(paths, Retrieve("Retrieve.", 96), FMT, TrainingConfig(), beside)
+    with pytest.raises(BuildError, match=r"the wrong docid '' in .*beside-1.parquet to nothing"):
+        ranked.check()

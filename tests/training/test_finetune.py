@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from tests.tiny import save_tiny
 from tests.training.test_fit import training_workers
 from zerogr_ray.adapters import find_adapted_model, read_adapter
 from zerogr_ray.config import IndexConfig, make_config
-from zerogr_ray.errors import ModelError
+from zerogr_ray.errors import BuildError, ModelError
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.models import load_format, load_model
 from zerogr_ray.training import finetune as module
@@ -91,6 +93,32 @@ def test_a_query_generator_becomes_an_adapter_with_a_card(base, data, tmp_path):
     stamp = (tmp_path / "adapters" / "queries.work").stat().st_mtime_ns
     assert json.loads(zerogr(*arguments)[1])["loss"] == report["loss"]  # nothing is trained twice
     assert (tmp_path / "adapters" / "queries.work").stat().st_mtime_ns == stamp
+
+
+def test_a_query_that_the_tokenizer_maps_to_nothing_is_set_aside_before_training(base, data, tmp_path, monkeypatch):
+    from tokenizers import Regex, normalizers
+
+    latin = shutil.copytree(base, tmp_path / "latin")
+    tokenizer = load_format(latin).tokenizer
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex("[^\\x00-\\x7f]"), "")
+    tokenizer.save_pretrained(latin)
+    rows = [json.loads(line) for line in Path(data).read_text().splitlines()]
+    rows[1]["query"] = "狐はどこ"
+    Path(data).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen = []
+
+    def fit(model, shards, *more, **others):
+        seen.extend(row["query"] for shard in [*shards, *more[4]] for row in pq.read_table(shard).to_pylist())
+        raise BuildError("no more is asked of it")
+
+    monkeypatch.setattr(module, "fit", fit)
+    with pytest.raises(BuildError, match="no more"):
+        finetune("queries", [data], tmp_path / "out", settings(str(latin)), quiet=True)
+    assert len(seen) == 59
+    rejects = (tmp_path / "out.work" / "rejected" / "rows.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in rejects]
+    assert [(row["file"], row["line"]) for row in found] == [(data, 61), (data, 2)]
+    assert "maps the query '狐はどこ' to nothing" in found[1]["reason"]
 
 
 @pytest.mark.fault

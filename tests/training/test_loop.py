@@ -135,21 +135,64 @@ def no_space(*_):
     raise OSError(28, "No space left on device")
 
 
-def test_a_diverged_step_stops_with_its_number_and_some_queries(source, shards, tmp_path, monkeypatch):
-    from zerogr_ray.training import loop
+def no_number(losses, model):
+    return losses.answers * math.nan
 
-    calls = []
 
-    def poisoned(model, pack, *more):
-        calls.append(pack)
-        losses = pack_losses(model, pack, *more)
-        return losses._replace(answers=losses.answers * math.nan) if len(calls) > 4 else losses
+def no_gradient(losses, model):
+    """The loss as it is, and a gradient that is inf * 0."""
+    return losses.answers + (next(model.parameters()) * 0).sum().sqrt()
 
-    pack_losses = loop.pack_losses
-    monkeypatch.setattr(loop, "pack_losses", poisoned)
-    with pytest.raises(BuildError, match=r"loss of step \d is nan on examples such as 'q\d+'.*learning_rate"):
-        run(source, shards, tmp_path / "out")
+
+def holds_q7(pack):
+    return "q7" in [example.query for example in pack.examples]
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "harm", "when"),
+    [
+        ("loss", "nan", no_number, holds_q7),
+        ("gradient", "nan", no_gradient, holds_q7),
+        ("held-out loss", "nan", no_number, lambda pack: not torch.is_grad_enabled()),
+    ],
+)
+def test_a_diverged_step_stops_and_leaves_the_batch_that_caused_it(
+    source, shards, tmp_path, poison, what, value, harm, when
+):
+    poison(harm, when)
+    held = write_shards(tmp_path / "held", [5])
+    cfg = CFG.model_copy(update={"pack_tokens": 60})  # two packs a step
+    with pytest.raises(BuildError) as caught:
+        run(source, shards, tmp_path / "out", cfg, held_out=held)
+    (file,) = (tmp_path / "out").glob("diverged-*")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    suspects = [row["query"] for row in rows if row["suspect"]]
+    step = int(file.name.split("-")[1])
+    for said in (
+        f"the {what} of step {step} is {value} on examples such as {', '.join(map(repr, suspects[:3]))}; the batch is "
+        f"in {file}: look",
+        "lower training.learning_rate",
+    ):
+        assert said in str(caught.value)
     assert not (tmp_path / "out" / "model").exists()
+    if what == "held-out loss":
+        assert suspects == [row["query"] for row in rows]
+        assert sorted(suspects) == [f"q{number}" for number in range(5)]
+        return
+    stream = ExampleStream(shards, TASK, load_format(source), CFG, buffer_rows=8)
+    batch = list(stream.step_batches())[step - 1]
+    decode = stream.fmt.tokenizer.decode
+    wanted = [(e.query, decode(e.prompt), decode(e.answer), []) for e in batch]
+    assert sorted((row["query"], row["prompt"], row["answer"], row["wrong"]) for row in rows) == sorted(wanted)
+    assert "q7" in suspects
+    assert (len(suspects) == CFG.batch_examples) == (what == "gradient"), "a loss tells its pack from the others"
+
+
+def test_where_the_batch_cannot_be_written_the_refusal_says_so(source, shards, tmp_path, poison, monkeypatch):
+    poison(no_number, lambda pack: True)
+    monkeypatch.setattr("zerogr_ray.store.Folder.write", no_space)
+    with pytest.raises(BuildError, match=r"diverged-00000001-0.jsonl \(not written: .*No space left on device\): look"):
+        run(source, shards, tmp_path / "out")
 
 
 def worker(rank, source, shards, folder, address, cfg, more):

@@ -11,7 +11,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_batches import VOCAB, tokens
 from tests.training.test_loop import CFG, StoppedError, assert_same
 from zerogr_ray.chat import PromptFormat
-from zerogr_ray.errors import ModelError
+from zerogr_ray.errors import BuildError, ModelError
 from zerogr_ray.models import load_format, load_model
 from zerogr_ray.stage import Output
 from zerogr_ray.store import Folder
@@ -138,6 +138,15 @@ def test_a_stream_reads_each_rows_own_candidates(source, shards, tmp_path):
             wrong = [fmt.tokenizer.decode(docid[:-1]) for docid in e.wrong]
             assert wrong == ([f"d{(right + n) % 24}" for n in (1, 2, 3)] if step % 2 == 0 else [])
             assert all(docid[-1] == fmt.end for docid in e.wrong)
+
+
+def test_a_wrong_docid_without_tokens_is_refused_before_the_first_step(ranked_run, tmp_path):
+    path = tmp_path / "beside" / "part-0001.parquet"
+    lists = pq.read_table(path)["wrong"].to_pylist()
+    pq.write_table(pa.table({"wrong": [*lists[:-1], ["d1", ""]]}), path)
+    with pytest.raises(BuildError, match=r"the wrong docid '' in .*part-0001.parquet to nothing"):
+        ranked_run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_ranking_run_ends_with_the_weights_of_an_undisturbed_one(ranked_run, tmp_path, monkeypatch):

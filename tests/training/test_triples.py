@@ -5,7 +5,7 @@ import pytest
 
 from zerogr_ray.config import TrainingConfig
 from zerogr_ray.errors import InputError
-from zerogr_ray.training.triples import learning_rows, read_triples, write_rows
+from zerogr_ray.training.triples import learning_rows, read_triples, with_answers, write_rows
 
 GOOD = {
     "task": "animals",
@@ -101,10 +101,26 @@ def test_each_task_learns_from_its_own_columns(tmp_path):
     assert len(learning_rows("queries", triples)[1]) == 4
     columns, rows = learning_rows("docids", triples)
     assert columns == ["title", "text", "docid"]
-    assert [row[0] for row in rows] == [
+    assert [row.values for row in rows] == [
         ("Fox", "fox number0 lives here", "fox lives number0"),
         ("Fox", "fox number1 lives here", "fox lives number1"),
     ]
     columns, rows = learning_rows("retriever", triples)
     assert columns == ["instruction", "query", "docid"]
-    assert rows[3][0] == (GOOD["instruction"], "question 3", "fox lives number1")
+    assert rows[3].values == (GOOD["instruction"], "question 3", "fox lives number1")
+
+
+def test_a_row_whose_answer_the_tokenizer_maps_to_nothing_is_set_aside_with_its_line(tmp_path):
+    path = write(tmp_path / "rows.jsonl", GOOD, {**GOOD, "query": "狐はどこ"}, {**GOOD, "query": "red foxes"})
+    columns, rows = learning_rows("queries", read_triples([path], "Find.").kept)
+
+    def latin(texts):
+        return [[1] * text.isascii() for text in texts]
+
+    kept, rejected = with_answers(columns, rows, latin)
+    assert [row.values[-1] for row in kept] == [GOOD["query"], "red foxes"]
+    assert [(r.file, r.line) for r in rejected] == [(path, 2)]
+    assert "tokenizer maps the query '狐はどこ' to nothing" in rejected[0].reason
+    assert json.loads(rejected[0].row)["text"] == GOOD["positive"]
+    with pytest.raises(InputError, match=r"rows.jsonl: no usable rows \(1 cannot be used\); .*'狐はどこ' to nothing"):
+        with_answers(columns, rows[1:2], latin)

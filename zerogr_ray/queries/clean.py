@@ -31,3 +31,15 @@ def clean_queries(written: list[str], stand_ins: list[str], max_words: int) -> l
     """One query per text written, in order; `stand_ins` (never empty) replace unusable ones in turn."""
     cleaned = [clean_query(text, max_words) for text in written]
     return [query or stand_ins[i % len(stand_ins)] for i, query in enumerate(cleaned)]
+
+
+def is_copy(query: str, title: str, text: str) -> bool:
+    """Whether the query is its document, text or title and text, but for case, white space and the last stop.
+
+    Such a query teaches to copy.
+    """
+    return _bare(query) in (_bare(text), _bare(f"{title} {text}"))
+
+
+def _bare(words: str) -> str:
+    return " ".join(words.lower().split()).rstrip(" .?!")

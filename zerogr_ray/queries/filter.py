@@ -1,17 +1,18 @@
-"""Keep the pseudo-queries that are worth training on. A query goes, in this order, for one of three reasons:
+"""Keep the pseudo-queries that are worth training on. A query goes, in this order, for one of four reasons:
 
-1. `repeats`: the Jaccard overlap of its stems with those of an earlier query of the same document that has not gone
-   for this reason is `filter.repeats` or more. A document's queries are few, so all pairs are compared.
-2. `not found`: under BM25, `filter.round_trip` documents or more fit it better than its own. Up to `filter.documents`
+1. `copies`: it is the document itself, which the LM has copied instead of asking for it. Passages teach that already.
+2. `repeats`: the Jaccard overlap of its stems with those of an earlier query of the same document that has not gone
+   for this reason or as a copy is `filter.repeats` or more. A document's queries are few, so all pairs are compared.
+3. `not found`: under BM25, `filter.round_trip` documents or more fit it better than its own. Up to `filter.documents`
    documents all compete; of a larger corpus, those of its own shard and of shards spread evenly over the corpus, so
    that the test is milder by the share of documents left out.
-3. `shared`: another query, as a rule of another document, has exactly the same set of stems and finds its document at
+4. `shared`: another query, as a rule of another document, has exactly the same set of stems and finds its document at
    a better rank (at the same rank, or with no round trip: comes earlier). Sets are compared by 64-bit digests.
 
 A document without title or passages to train on keeps its best query in spite of these: the one that went for the
 latest reason, at the best rank.
 
-1 and 2 run shard by shard on Ray Data. 3 sorts 8-byte digests on the driver, in parts that fit in memory: the whole
+1 to 3 run shard by shard on Ray Data. 4 sorts 8-byte digests on the driver, in parts that fit in memory: the whole
 filter costs O(n log n) in the number of queries.
 """
 
@@ -31,15 +32,16 @@ from numpy.typing import NDArray
 from zerogr_ray.config import QueryConfig
 from zerogr_ray.corpus.terms import stems
 from zerogr_ray.corpus.text import passages
+from zerogr_ray.queries.clean import is_copy
 from zerogr_ray.queries.round_trip import Finder
 from zerogr_ray.rows import query_schema
 from zerogr_ray.stage import Clock, Output, ShardWorker, map_shards, progress, sample_shards
 from zerogr_ray.store import hash64, key_of
 
-KEPT, REPEATS, NOT_FOUND, SHARED = range(4)
+KEPT, COPIES, REPEATS, NOT_FOUND, SHARED = range(5)
 """Why a query went, in the order of the tests."""
 
-COUNTED = ("repeats", "not found", "shared")
+COUNTED = ("copies", "repeats", "not found", "shared")
 
 PART = 1 << 25
 """Digests that are sorted at a time: about 1 GB."""
@@ -53,7 +55,7 @@ def judged_schema() -> pa.Schema:
 
 def filter_key(queries: str, cfg: QueryConfig) -> str:
     """Changes with the queries and with what the filter does to them."""
-    return key_of("filter", 1, queries, cfg.filter.model_dump(exclude={"retriever"}), cfg.passages > 0)
+    return key_of("filter", 2, queries, cfg.filter.model_dump(exclude={"retriever"}), cfg.passages > 0)
 
 
 def filter_queries(
@@ -121,7 +123,7 @@ def write_kept(
 
 @dataclass(frozen=True)
 class JudgeQueries:
-    """Tests 1 and 2 on the queries of a shard."""
+    """Tests 1 to 3 on the queries of a shard."""
 
     cfg: QueryConfig
     name: str = "filter"
@@ -131,13 +133,19 @@ class JudgeQueries:
         rows = []
         for row in documents.to_pylist():
             sets = [frozenset(stems(query)) for query in row["queries"]]
-            again = repeats(sets, self.cfg.filter.repeats)
+            copied = [is_copy(query, row["title"], row["text"]) for query in row["queries"]]
+            own = [words for words, copy in zip(sets, copied, strict=True) if not copy]
+            again = iter(repeats(own, self.cfg.filter.repeats))
             ranks = [engine.rank(query, row["docno"]) for query in row["queries"]] if self.cfg.filter.round_trip else []
             lost = [rank > self.cfg.filter.round_trip for rank in ranks] or [False] * len(sets)
+            reasons = [
+                COPIES if copy else REPEATS if next(again) else NOT_FOUND if far else KEPT
+                for copy, far in zip(copied, lost, strict=True)
+            ]
             rows.append(
                 {
                     "docno": row["docno"],
-                    "reasons": [REPEATS if r else NOT_FOUND if n else KEPT for r, n in zip(again, lost, strict=True)],
+                    "reasons": reasons,
                     "ranks": ranks or [1] * len(sets),
                     "digests": [hash64(" ".join(sorted(words))) for words in sets],
                     "bare": bare(row, self.cfg),

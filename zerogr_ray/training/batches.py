@@ -32,6 +32,7 @@ class Pack:
     places_L:    index into T of the tokens that predict a label
     labels_L:    the token that each of them shall predict
     above_S:     the segment that each segment continues; the prefix continues itself
+    examples:    what it was made of, in their order
     scored_R:    index into T of the last token of every answer that is ranked
     query_R:     the example that it answers, numbered from 0 among those with wrong answers
     right_R:     whether it is the right one; each example has one
@@ -43,7 +44,7 @@ class Pack:
     places_L: NDArray[np.int64]
     labels_L: NDArray[np.int64]
     above_S: NDArray[np.int64]
-    queries: tuple[str, ...] = ()
+    examples: tuple[Example, ...] = ()
     scored_R: NDArray[np.int64] = field(default_factory=lambda: _ints([]))
     query_R: NDArray[np.int64] = field(default_factory=lambda: _ints([]))
     right_R: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
@@ -129,7 +130,7 @@ def _lay_out(examples: Sequence[Example], prefix: int) -> Pack:
         places_L=_ints(row.places),
         labels_L=_ints(row.labels),
         above_S=_ints(row.above),
-        queries=tuple(example.query for example in examples),
+        examples=tuple(examples),
         scored_R=_ints(row.scored),
         query_R=_ints(row.query),
         right_R=np.asarray(row.right, dtype=bool),

@@ -101,6 +101,25 @@ class ExampleStream:
         """Optimizer steps of the whole training; the last may be smaller."""
         return -(-self.total // self.cfg.batch_examples)
 
+    def check(self, rank: int = 0, world: int = 1) -> None:
+        """Raise BuildError for an answer, right or wrong, that the tokenizer maps to nothing: now, not at its step.
+
+        This rank reads every `world`-th of the shards.
+        """
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        of, answer = self.task.columns[-2:]
+        for shard in self.shards[rank::world]:
+            for rows in pq.ParquetFile(shard).iter_batches(BUFFER_ROWS, columns=[of, answer]):
+                if (lost := self._without_tokens(rows[answer])) is not None:
+                    named = rows[of][pc.index(rows[answer], lost).as_py()].as_py()
+                    raise _maps_to_nothing(answer, lost, f"of the {of} {str(named)[:80]!r} in {shard}")
+        for file in self.beside[rank::world]:
+            for rows in pq.ParquetFile(file).iter_batches(BUFFER_ROWS, columns=[WRONG]):
+                if (lost := self._without_tokens(pc.list_flatten(rows[WRONG]))) is not None:
+                    raise _maps_to_nothing(f"wrong {answer}", lost, f"in {file}")
+
     def step_batches(self, first: int = 0, rank: int = 0, world: int = 1) -> Iterator[list[Example]]:
         """This rank's share of each step from step `first` on. A share may be empty in the last step."""
         batch = self.cfg.batch_examples
@@ -148,9 +167,7 @@ class ExampleStream:
         answers = self.fmt.tokens([row[-1] for row in rows])
         for tokens, row in zip(answers, rows, strict=True):
             if not tokens:
-                raise BuildError(
-                    f"the tokenizer maps the {columns[-1]} {row[-1]!r} of the {columns[-2]} {row[-2][:80]!r} to nothing"
-                )
+                raise _maps_to_nothing(columns[-1], row[-1], f"of the {columns[-2]} {row[-2][:80]!r}")
         return [
             Example(prompt, [*answer, self.fmt.end], row[-2])
             for prompt, answer, row in zip(prompts, answers, rows, strict=True)
@@ -164,6 +181,11 @@ class ExampleStream:
         tables = [pq.read_table(file, columns=columns).select(columns).to_pydict() for file in files]
         rows = [row for table in tables for row in zip(*table.values(), strict=True)]
         return self.encode(rows[rank::world])
+
+    def _without_tokens(self, texts: pa.Array) -> str | None:
+        """One of these that has none."""
+        written: list[str] = [text for text in texts.unique().to_pylist() if text is not None]
+        return next((text for text, ids in zip(written, self.fmt.tokens(written), strict=True) if not ids), None)
 
     def _with_wrong(self, examples: list[Example], rows: Sequence[Row]) -> list[Example]:
         flat = iter(self.fmt.tokens([docid for row in rows for docid in row[-1]]))
@@ -202,3 +224,10 @@ class ExampleStream:
             read.append(table)
         table = pa.concat_tables(read)
         return table.take(np.random.default_rng([self.cfg.seed, epoch, window]).permutation(table.num_rows))
+
+
+def _maps_to_nothing(what: str, text: str, where: str) -> BuildError:
+    return BuildError(
+        f"the tokenizer maps the {what} {text!r} {where} to nothing; write it in words that the tokenizer knows, or "
+        "train another model: --set model=NAME"
+    )

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from zerogr_ray.config import (
     make_config,
 )
 from zerogr_ray.errors import BuildError
-from zerogr_ray.models import find_model
+from zerogr_ray.models import find_model, load_format
 from zerogr_ray.published import publish_folder, refuse_other
 from zerogr_ray.s3 import is_url, place_of
 from zerogr_ray.store import Folder, as_json, key_of
@@ -31,7 +31,7 @@ from zerogr_ray.training.checkpoints import Product, read_log
 from zerogr_ray.training.copies import workplace
 from zerogr_ray.training.fit import NOT_RESULTS, bar_of_steps, fit
 from zerogr_ray.training.tasks import LearnDocIds, LearnQueries, Retrieve, Task
-from zerogr_ray.training.triples import Triples, learning_rows, read_triples, write_rows
+from zerogr_ray.training.triples import Triples, learning_rows, read_triples, with_answers, write_rows
 
 TaskName = Literal["queries", "docids", "retriever"]
 
@@ -97,8 +97,12 @@ def finetune(
     cfg, target = config or FinetuneConfig(), place_of(out)
     _check_target(target)
     triples = read_triples(data, cfg.instruction, without, most)
-    columns, rows = learning_rows(task, triples.kept)
     base = find_model(cfg.model)
+    columns, rows = learning_rows(task, triples.kept)
+    rows, unwritable = with_answers(columns, rows, load_format(base).tokens)
+    gone = {(row.file, row.line) for row in unwritable}
+    kept = [row for row in triples.kept if (row.file, row.line) not in gone]
+    triples = replace(triples, kept=kept, rejected=[*triples.rejected, *unwritable])
     learns: dict[str, Task] = {
         "queries": LearnQueries(cfg.queries),
         "docids": LearnDocIds(cfg.docids),
@@ -114,7 +118,7 @@ def finetune(
         "rows": dict(sorted(Counter(row.task for row in triples.kept).items())),
     }
     work = Folder(f"{target}.work")
-    key = key_of(about, columns, [row for row, _ in rows])
+    key = key_of(about, columns, [row.values for row in rows])
     place = work / f"{task}-{key}"
     with workplace(str(place)) as (folder, copies):
         files = write_rows(folder / "rows", columns, rows, cfg.training)

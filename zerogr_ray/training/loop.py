@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zerogr_ray.errors import BuildError
 from zerogr_ray.memory import keep_freed_memory
 from zerogr_ray.models import pick_dtype
+from zerogr_ray.store import Folder
 from zerogr_ray.training.averaging import average, starting_point
 from zerogr_ray.training.batches import Pack, pack
 from zerogr_ray.training.checkpoints import (
@@ -30,6 +30,7 @@ from zerogr_ray.training.checkpoints import (
     save_checkpoint,
     trainable,
 )
+from zerogr_ray.training.evidence import Evidence
 from zerogr_ray.training.lora import prepared
 from zerogr_ray.training.losses import pack_losses
 from zerogr_ray.training.rerank import rerank_token
@@ -98,10 +99,15 @@ def train(
     Rank 0 writes checkpoints, log.jsonl and the product. Each step is reported, on every rank, as a dict with the keys
     step, steps, epoch, loss, tokens_per_second, examples_per_second, learning_rate, tokens (forwarded), seconds; after
     a measurement also validation_loss, after a rerank step rerank_loss.
+
+    Raises BuildError for an answer without tokens, before the first step, and for a loss or gradient that is no number,
+    which leaves its batch behind (evidence.py).
     """
     import torch
 
+    stream.check(rank, world)
     folder.mkdir(parents=True, exist_ok=True)
+    evidence = Evidence(Folder(folder) if copies is None else copies.folder, stream.fmt.tokenizer, rank, world)
     if model.device.type == "cpu":
         keep_freed_memory()
     model = prepared(model, cfg)
@@ -123,11 +129,11 @@ def train(
         torch.manual_seed(cfg.seed + step)  # dropout, where a model has it, is the same after a resume
         packs = pack(examples, cfg.pack_tokens)
         optimizer.param_groups[0]["lr"] = rate = learning_rate(step, stream.steps, cfg)
-        made = forward_backward(model, packs, cast, world, step, cfg, reserved)
+        made = forward_backward(model, packs, cast, step, cfg, evidence, reserved)
         loss = made.loss
         norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.clip)
         if not torch.isfinite(norm):
-            raise BuildError(_diverged("gradient", float(norm), step, packs))
+            raise evidence.refusal("gradient", float(norm), step, packs, [True] * len(packs))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -148,7 +154,7 @@ def train(
         improved = False
         if held_out and due(step, stream.steps, cfg):
             with speed.paused():
-                row["validation_loss"] = mean_loss(model, held, cast, world, step)
+                row["validation_loss"] = mean_loss(model, held, cast, step, evidence)
             improved = validation.record(step, row["validation_loss"])
         last = step == stream.steps or validation.over(cfg.patience)
         if rank == 0:
@@ -188,9 +194,9 @@ def forward_backward(
     model: PreTrainedModel,
     packs: Sequence[Pack],
     cast: Callable[[], AbstractContextManager[Any]],
-    world: int,
     step: int,
     cfg: TrainingConfig,
+    evidence: Evidence,
     rerank_token: int | None = None,
 ) -> StepLosses:
     """Gradient of the mean loss per label over all ranks' packs, plus the weighted mean ranking loss per example.
@@ -198,6 +204,7 @@ def forward_backward(
     Ranks may have different numbers of packs, even none, so that gradients are summed once at the end of the step by
     hand: DistributedDataParallel would want as many backward passes on every rank.
     """
+    world = evidence.world
     counts = [sum(n) for n in zip(*((len(p.labels_L), p.ranked) for p in packs), strict=True)]
     labels, ranked = _sum_over_ranks(counts or [0, 0], world)
     sums_by_pack: list[list[float]] = []
@@ -215,8 +222,8 @@ def forward_backward(
     sums = [sum(column) for column in zip(*sums_by_pack, strict=True)] or [0.0] * 2
     answer, ranking, all_tokens = _sum_over_ranks([*sums, tokens], world)
     if not math.isfinite(answer + ranking):
-        bad = [p for p, some in zip(packs, sums_by_pack, strict=True) if not math.isfinite(sum(some))]
-        raise BuildError(_diverged("loss", answer + ranking, step, bad))
+        suspects = [not math.isfinite(sum(some)) for some in sums_by_pack]
+        raise evidence.refusal("loss", answer + ranking, step, packs, suspects)
     return StepLosses(answer / labels, ranking / ranked if ranked else None, int(all_tokens))
 
 
@@ -224,8 +231,8 @@ def mean_loss(
     model: PreTrainedModel,
     packs: Sequence[Pack],
     cast: Callable[[], AbstractContextManager[Any]],
-    world: int,
     step: int,
+    evidence: Evidence,
 ) -> float:
     """Mean loss per label over all ranks' packs, without gradients."""
     import torch
@@ -234,10 +241,10 @@ def mean_loss(
     with torch.inference_mode(), cast():
         losses = [float(pack_losses(model, one).answers) for one in packs]
     model.train()
-    answers, labels = _sum_over_ranks([sum(losses), sum(len(p.labels_L) for p in packs)], world)
+    answers, labels = _sum_over_ranks([sum(losses), sum(len(p.labels_L) for p in packs)], evidence.world)
     if not math.isfinite(answers):
         bad = [one for one, loss in zip(packs, losses, strict=True) if not math.isfinite(loss)]
-        raise BuildError(_diverged("held-out loss", answers, step, bad))
+        raise evidence.refusal("held-out loss", answers, step, bad, [True] * len(bad))
     return answers / labels
 
 
@@ -357,12 +364,3 @@ def _sum_gradients(model: PreTrainedModel) -> None:
         waiting.append(dist.all_reduce(parameter.grad, async_op=True))
     for handle in waiting:
         handle.wait()
-
-
-def _diverged(what: str, value: float, step: int, packs: Sequence[Pack]) -> str:
-    queries = [query[:60] for one in packs for query in one.queries][:3]
-    where = f" on examples such as {', '.join(map(repr, queries))}" if queries else " on another worker's examples"
-    return (
-        f"training diverged: the {what} of step {step} is {value}{where}; "
-        "lower training.learning_rate or training.clip and run again"
-    )

@@ -6,12 +6,13 @@ A row is {"instruction", "query", "positive", "title"?, "task"?}: `positive` is 
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zerogr_ray.corpus.fields import RowError, clean, parse_object, pick, text
 from zerogr_ray.corpus.files import lines, locate
@@ -20,6 +21,7 @@ from zerogr_ray.corpus.text import truncate_words
 from zerogr_ray.docids.clean import words_of
 from zerogr_ray.docids.rule import core_terms
 from zerogr_ray.errors import InputError
+from zerogr_ray.queries.clean import is_copy
 from zerogr_ray.rows import Rejected
 from zerogr_ray.store import hash64
 from zerogr_ray.training.validation import held_out_share, is_held_out
@@ -42,6 +44,19 @@ class Triple:
     title: str
     text: str
     query: str
+    file: str = field(compare=False)
+    """Where it was read first."""
+    line: int = field(compare=False)
+
+
+class LearningRow(NamedTuple):
+    """One row of a task (tasks.py), made of a triple."""
+
+    values: tuple[str, ...]
+    """Of the task's columns; the last is the answer."""
+    text: str
+    """Of the document: all rows of one document are held out together."""
+    triple: Triple
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,7 @@ def read_triples(
         stem = Path(path).name.split(".")[0]
         for number, raw in lines(source):
             try:
-                triple = _triple(parse_object(raw), stem, instruction)
+                triple = _triple(parse_object(raw), stem, instruction, path, number)
             except RowError as error:
                 rejected.append(Rejected(path, number, str(error), raw.decode("utf-8", "replace")[:1000]))
                 continue
@@ -82,7 +97,7 @@ def read_triples(
             if triple.task in without:
                 left_out[triple.task] += 1
             else:
-                kept[triple] = None
+                kept.setdefault(triple)
     if unknown := sorted(set(without) - tasks):
         raise InputError(
             f"{', '.join(paths)}: there is no task {unknown[0]!r}; the tasks are {', '.join(sorted(tasks)) or 'none'}"
@@ -93,7 +108,7 @@ def read_triples(
     return Triples(_thinned(list(kept), most), rejected, left_out)
 
 
-def _triple(row: dict[str, object], stem: str, instruction: str) -> Triple:
+def _triple(row: dict[str, object], stem: str, instruction: str, file: str, line: int) -> Triple:
     """Raises RowError, one sentence, for a row that teaches nothing."""
 
     def field(*names: str) -> str:
@@ -106,9 +121,9 @@ def _triple(row: dict[str, object], stem: str, instruction: str) -> Triple:
     query, positive = field("query", "question"), field("positive", "sentence")
     title = " ".join(clean(text("title", row.get("title"))).split())
     asked = field("instruction") if row.get("instruction") is not None else instruction
-    if _bare(query) in (_bare(positive), _bare(f"{title} {positive}")):
+    if is_copy(query, title, positive):
         raise RowError(f"the query {query[:60]!r} is the document itself; it teaches to copy: drop the row")
-    return Triple(text("task", row.get("task")).strip() or stem, asked, title, positive, query)
+    return Triple(text("task", row.get("task")).strip() or stem, asked, title, positive, query, file, line)
 
 
 def _plain(words: str) -> str:
@@ -116,10 +131,6 @@ def _plain(words: str) -> str:
     written = " ".join(_BRACKETS.get(word, word) for word in words.split())
     written = re.sub(r"\s+([)\],.;:?!%]|n?'\w+)", r"\1", written)
     return re.sub(r"([(\[$])\s+", r"\1", written)
-
-
-def _bare(words: str) -> str:
-    return " ".join(words.lower().split()).rstrip(" .?!")
 
 
 def _thinned(rows: list[Triple], most: int | None) -> list[Triple]:
@@ -135,8 +146,8 @@ def _thinned(rows: list[Triple], most: int | None) -> list[Triple]:
     return chosen
 
 
-def learning_rows(task: str, triples: Iterable[Triple]) -> tuple[list[str], list[tuple[tuple[str, ...], str]]]:
-    """(columns, [(values, text of the document)]) as tasks.py wants them for `task`.
+def learning_rows(task: str, triples: Iterable[Triple]) -> tuple[list[str], list[LearningRow]]:
+    """The columns that tasks.py wants for `task`, and the rows.
 
     queries and retriever get a row for every triple, docids one for every document. Docids come from the written rule
     (docids/rule.py), with frequencies over the documents of the row's own task: what is general depends on it.
@@ -144,28 +155,52 @@ def learning_rows(task: str, triples: Iterable[Triple]) -> tuple[list[str], list
     rows = list(triples)
     if task == "queries":
         return ["instruction", "title", "text", "query"], [
-            ((r.instruction, r.title, r.text, r.query), r.text) for r in rows
+            LearningRow((r.instruction, r.title, r.text, r.query), r.text, r) for r in rows
         ]
-    documents: dict[str, dict[tuple[str, str], None]] = {}
+    documents: dict[str, dict[tuple[str, str], Triple]] = {}
     for row in rows:
-        documents.setdefault(row.task, {})[row.title, truncate_words(row.text, SHOWN_WORDS)] = None
+        shown = row.title, truncate_words(row.text, SHOWN_WORDS)
+        documents.setdefault(row.task, {}).setdefault(shown, row)
     counted = {
         name: Frequencies.counted((f"{title}\n{body}" for title, body in found), words_of)
         for name, found in documents.items()
     }
     if task == "docids":
-        found = [
-            (title, body, core_terms(title, body, counted[name]))
+        return ["title", "text", "docid"], [
+            LearningRow((title, body, core_terms(title, body, counted[name])), body, row)
             for name, some in documents.items()
-            for title, body in some
+            for (title, body), row in some.items()
         ]
-        return ["title", "text", "docid"], [(row, row[1]) for row in found if row[2]]
     answers = [(row, core_terms(row.title, truncate_words(row.text, SHOWN_WORDS), counted[row.task])) for row in rows]
-    return ["instruction", "query", "docid"], [((r.instruction, r.query, d), r.text) for r, d in answers if d]
+    return ["instruction", "query", "docid"], [LearningRow((r.instruction, r.query, d), r.text, r) for r, d in answers]
+
+
+def with_answers(
+    columns: Sequence[str], rows: Sequence[LearningRow], tokens: Callable[[list[str]], list[list[int]]]
+) -> tuple[list[LearningRow], list[Rejected]]:
+    """The rows whose answers have `tokens`, and those that are set aside because theirs has none.
+
+    Raises InputError where no row is left.
+    """
+    kept, rejected = [], []
+    for row, ids in zip(rows, tokens([row.values[-1] for row in rows]), strict=True):
+        if ids:
+            kept.append(row)
+            continue
+        reason = (
+            f"the model's tokenizer maps the {columns[-1]} {row.values[-1][:60]!r} to nothing: drop the row, or train "
+            "another model: --set model=NAME"
+        )
+        held = json.dumps(dict(zip(columns, row.values, strict=True)), ensure_ascii=False)
+        rejected.append(Rejected(row.triple.file, row.triple.line, reason, held[:1000]))
+    if not kept:
+        first = rejected[0]
+        raise InputError(f"{first.file}: no usable rows ({len(rejected)} cannot be used); {first.reason}")
+    return kept, rejected
 
 
 def write_rows(
-    folder: Path, columns: list[str], rows: list[tuple[tuple[str, ...], str]], cfg: Any
+    folder: Path, columns: list[str], rows: Sequence[LearningRow], cfg: Any
 ) -> tuple[list[Path], list[Path]]:
     """Write shards to train on, and one that is held out: (part-*.parquet, held-*.parquet).
 
@@ -176,12 +211,11 @@ def write_rows(
     import pyarrow.parquet as pq
 
     share = held_out_share(len(rows), cfg)
-    apart = [is_held_out(share, body) for _, body in rows]
+    apart = [is_held_out(share, row.text) for row in rows]
     schema = pa.schema([(name, pa.string()) for name in columns])
-    values: list[tuple[Any, ...]] = [row for row, _ in rows]
-    parts = {
-        "part": [row for row, away in zip(values, apart, strict=True) if not away],
-        "held": [row for row, away in zip(values, apart, strict=True) if away],
+    parts: dict[str, list[tuple[Any, ...]]] = {
+        "part": [row.values for row, away in zip(rows, apart, strict=True) if not away],
+        "held": [row.values for row, away in zip(rows, apart, strict=True) if away],
     }
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, list[Path]] = {"part": [], "held": []}

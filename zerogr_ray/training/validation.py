@@ -15,7 +15,7 @@ AIMED = 24
 """Held out at least: hashes decide, and of so many expected they rarely leave fewer than FEWEST."""
 
 FARTHEST = 0.25
-"""Share beyond which that would take too much from the training: then none are held out."""
+"""Share beyond which that would take too much from the training."""
 
 
 @dataclass
@@ -50,14 +50,15 @@ def due(step: int, steps: int, cfg: TrainingConfig) -> bool:
 
 
 def held_out_share(examples: float, cfg: TrainingConfig) -> float:
-    """Share to hold out of so many examples: `held_out`, or more to reach AIMED; at most `held_out_most` of them.
+    """Share to hold out of so many examples: `held_out`, or AIMED of them where that is more and at most FARTHEST.
 
-    0 where fewer than FEWEST would come of it, or AIMED is more than FARTHEST of them.
+    No more than `held_out_most`; 0 where fewer than FEWEST would come of it.
     """
-    wanted = min(max(cfg.held_out * examples, AIMED), cfg.held_out_most)
-    if not cfg.held_out or wanted < FEWEST or wanted > max(cfg.held_out, FARTHEST) * examples:
-        return 0.0
-    return wanted / examples
+    wanted = cfg.held_out * examples
+    if 0 < wanted < AIMED <= FARTHEST * examples:
+        wanted = AIMED
+    wanted = min(wanted, cfg.held_out_most)
+    return wanted / examples if wanted >= FEWEST else 0.0
 
 
 def is_held_out(share: float, *key: str) -> bool:
