@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -87,6 +88,10 @@ def test_a_query_generator_becomes_an_adapter_with_a_card(base, data, tmp_path):
     card = (out / "README.md").read_text()
     for words in ("Licence: CC0", "| animals | 54 |", "Not trained on: odd (6 rows)", "held-out loss"):
         assert words in card
+    again = shlex.join(
+        ["train", "queries", "triples.jsonl", "queries", "--without", "odd", "--licence", "CC0", *options]
+    )
+    assert f"zerogr {again}\n" in card
     model = find_adapted_model(base, out)
     assert load_format(model).fingerprint == load_format(Path(base)).fingerprint
 

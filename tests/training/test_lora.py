@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny import save_tiny, tiny_model
 from tests.training.test_batches import VOCAB, padded_training
 from tests.training.test_loop import CFG, StoppedError, assert_same, run
-from zerogr_ray.adapters import describe_base, find_adapted_model, read_adapter
+from zerogr_ray.adapters import ABOUT, SHIPPED, describe_base, find_adapted_model, read_adapter
 from zerogr_ray.config import TrainingConfig
 from zerogr_ray.errors import ModelError
 from zerogr_ray.models import load_model
@@ -196,3 +196,18 @@ def test_training_starts_from_the_base_and_the_seed_decides_the_rest(source):
 def test_full_training_is_the_model_itself():
     model = tiny_model(VOCAB)
     assert prepared(model, TrainingConfig()) is model is merged(model)
+
+
+def test_the_adapters_that_come_with_the_package_were_not_trained_on_what_they_are_judged_by():
+    abouts = {folder.parent.name: json.loads(folder.read_text()) for folder in sorted(SHIPPED.glob(f"*/{ABOUT}"))}
+    assert {about["task"] for about in abouts.values()} == {"queries", "docids"}
+    for name, about in abouts.items():
+        assert about["rows"], name
+        assert not about["rows"].keys() & {"metatool", "scifact", "toollens", "api-torchhub", "adi", "limit-small"}, (
+            name
+        )
+        assert about["settings"]["doc_tokens"] == 128, "as the paper shows documents"
+        card = (SHIPPED / name / "README.md").read_text()
+        for words in ("Licence: Apache-2.0", "zerogr train", "Not trained on: ", "held-out loss"):
+            assert words in card, name
+        assert sum(file.stat().st_size for file in (SHIPPED / name).iterdir()) < 8e6, "a few MB"

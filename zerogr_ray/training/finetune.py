@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -139,8 +140,41 @@ def finetune(
     about["result"] = {
         name: getattr(report, name) for name in ("steps", "loss", "validation_loss", "best_step", "examples")
     }
-    _publish(target, made, about, model_card(about, log, triples, data, without, licence), key)
+    command = as_command(task, data, str(out), cfg, without, most, licence)
+    _publish(target, made, about, model_card(about, log, triples, data, without, licence, command), key)
     return report
+
+
+def as_command(
+    task: str,
+    data: Sequence[str],
+    out: str,
+    cfg: FinetuneConfig,
+    without: Sequence[str],
+    most: int | None,
+    licence: str,
+) -> str:
+    """The command that trains this again, with files by their names and the settings that are not the usual ones."""
+    parts = ["zerogr", "train", task, *(Path(path).name for path in data), Path(out).name]
+    parts += [word for name in without for word in ("--without", name)]
+    parts += ["--most", str(most)] if most is not None else []
+    parts += ["--licence", licence] if licence != "not given" else []
+    usual = dict(_flat(finetune_config({}).model_dump()))
+    changed = [(name, value) for name, value in _flat(cfg.model_dump()) if value != usual.get(name)]
+    parts += [
+        w
+        for name, value in changed
+        for w in ("--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+    ]
+    return shlex.join(parts)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def model_card(
@@ -150,6 +184,7 @@ def model_card(
     data: Sequence[str],
     without: Sequence[str],
     licence: str,
+    command: str,
 ) -> str:
     """README.md of the folder: what it is, what it was and was not trained on, how it went."""
     result, training = about["result"], about["training"]
@@ -185,6 +220,10 @@ From {files}; {result["examples"]} examples; {len(triples.rejected)} rows were r
 Not trained on: {left_out}. Any other collection is unseen too, unless its texts are among the rows above.
 
 ## Training
+```
+{command}
+```
+
 {result["steps"]} steps of {training["batch_examples"]} examples, peak learning rate {training["learning_rate"]:g}, \
 seed {training["seed"]}. Published: the state with the lowest loss on documents that training never saw ({best}).
 
