@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.quality import ndcg, one
+from benchmarks.trie import machine
 from zerogr_ray.config import DecodeConfig
 from zerogr_ray.corpus.collections import read_collection
 from zerogr_ray.decoding.choose import usual
@@ -71,7 +72,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.only or ["api-torchhub", "adi"]
     known = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {"collections": {}}
-    result: dict[str, Any] = {**known, "date": date.today().isoformat()}
+    result: dict[str, Any] = {**known, "settings": FULL, "machine": machine(), "date": date.today().isoformat()}
     for name in names:
         root = arguments.work / name
 

@@ -36,6 +36,7 @@ import torch
 
 from benchmarks.ablations import FULL, as_arguments, save
 from benchmarks.quality import ndcg, sampled, zerogr_index
+from benchmarks.trie import machine
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import DecodeConfig, QueryConfig, TrainingConfig
 from zerogr_ray.decoding.priors import MeasurePriors, measure_here
@@ -97,7 +98,8 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=60, help="queries of a collection, at most")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     given = parser.parse_args()
-    result: dict[str, Any] = {"date": date.today().isoformat(), "collections": {}}
+    about = {"settings": FULL | BARE, "machine": machine(), "date": date.today().isoformat()}
+    result: dict[str, Any] = {**about, "collections": {}}
     for name in given.only or ("adi", "api-torchhub"):
         collection, instruction = sampled(given.data / name, given.queries, "learning")
         reference = ndcg(collection.qrels, bm25(documents_of(collection), collection.queries, 100))
