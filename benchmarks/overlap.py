@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.quality import COLLECTIONS, UNSEEN
 from zerogr_ray.adapters import ABOUT, SHIPPED
 from zerogr_ray.corpus.collections import read_collection
-from zerogr_ray.evaluation.overlap import overlap, read_pool
+from zerogr_ray.evaluation.overlap import NEAR_QUERY, NEAR_TFIDF, overlap, read_pool
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     names = dict.fromkeys(name.removesuffix("-60").removesuffix("-200") for name in (*COLLECTIONS, *UNSEEN))
     collections = [read_collection(str(given.data / name)) for name in names]
     pooled = {task for tasks in read_pool(str(given.data / "train_pools")).queries.values() for task in tasks}
-    result: dict[str, Any] = {"adapters": {}}
+    result: dict[str, Any] = {"near": {"instruction": NEAR_TFIDF, "query": NEAR_QUERY}, "adapters": {}}
     for about in sorted(SHIPPED.glob(f"*/{ABOUT}")):
         trained = json.loads(about.read_text(encoding="utf-8"))["rows"]
         without = sorted(pooled - set(trained))

@@ -323,7 +323,9 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Index the documentation of this Python's standard library, evaluate it beside BM25, answer three queries.
+    """Index the documentation of this Python's standard library, evaluate it, answer three queries.
+
+    Beside what the index chose stand the published algorithm and BM25, on the same queries.
 
     Example: zerogr demo --folder demo
     """

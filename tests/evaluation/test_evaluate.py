@@ -60,3 +60,10 @@ def test_the_published_algorithm_keeps_its_row_beside_what_the_index_chose(tmp_p
     kept, plain = (read_run(str(runs[a] / f"{b}.trec")) for a, b in (("chosen", "published"), ("plain", "zerogr")))
     assert kept == plain
     assert kept != read_run(str(runs["chosen"] / "zerogr.trec"))
+    status, out, err = zerogr("evaluate", index, collection, "--json", "--quiet")
+    assert status == 0, err
+    figures = json.loads(out)
+    assert list(figures["per_query"]) == ["zerogr", "published", "bm25"]
+    assert all(list(rows) == ["q1", "q2"] for rows in figures["per_query"].values())
+    status, out, err = zerogr("evaluate", index, collection, "--quiet")
+    assert [line.split()[0] for line in out.splitlines()] == ["system", "zerogr", "published", "bm25"], err

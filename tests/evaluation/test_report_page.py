@@ -19,7 +19,7 @@ from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.evaluation import modes
 from zerogr_ray.evaluation.figures import BARS, SERIES, Chart, svg
 from zerogr_ray.evaluation.metrics import METRICS, evaluate
-from zerogr_ray.evaluation.modes import usual_modes
+from zerogr_ray.evaluation.modes import left_out, usual_modes
 from zerogr_ray.evaluation.page import SERIES_DARK
 from zerogr_ray.evaluation.significance import compare
 
@@ -239,8 +239,24 @@ def test_without_modes_an_index_gets_those_it_has_data_for(tmp_path, monkeypatch
         "reference+plan_ahead=10+order=docid",
         "reference+order=rerank",
     ]
+    assert left_out(plain) == {}
     monkeypatch.setattr(modes, "IN_FULL", 1)
     assert "exhaustive" not in usual_modes(plain)
+    assert "the index has 2 documents, over 1." in left_out(plain)["exhaustive"]
+
+
+def test_the_page_says_what_it_leaves_out_unless_somebody_chose(index, collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(modes, "IN_FULL", 1)
+    out = tmp_path / "page.html"
+    status, printed, err = zerogr("report", index, collection, "--out", out, "--json", "--quiet", "--draws", "5")
+    assert status == 0, err
+    facts = json.loads(printed)
+    assert list(facts["left_out"]) == ["exhaustive"]
+    assert {"reference", "exact", "sampling", "beam", "top_k", "best_first"} < set(facts["recall_by_depth"])
+    assert "Left out: exhaustive, since it scores every docid in full" in out.read_text("utf-8")
+    status, _, err = zerogr("report", index, collection, "--out", out, "--quiet", "--mode", "top_k")
+    assert status == 0, err
+    assert "Left out" not in out.read_text("utf-8")
 
 
 def test_an_index_without_a_record_and_a_page_without_bm25_say_so(collection, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from tests.decoding.test_retriever import make_index
 from tests.evaluation.test_compare import complaint, zerogr
 from zerogr_ray.config import DecodeConfig
+from zerogr_ray.corpus.collections import read_collection
 from zerogr_ray.corpus.trec import read_run
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.evaluation.metrics import METRICS, evaluate
@@ -98,17 +99,34 @@ def test_figures_are_those_of_the_runs_and_means_those_of_the_figures(here):
             assert found["mean"][system][metric] == pytest.approx((one + two + three) / 3)
 
 
-def test_where_an_index_chose_another_way_all_collections_have_the_published_algorithm_too(here):
+def test_where_an_index_chose_another_way_all_collections_have_the_published_algorithm_too(here, loads, monkeypatch):
+    from zerogr_ray.evaluation import suite
+
+    searched = []
+    search = suite.search_collection
+
+    def counted(retriever, collection, decode, *rest):
+        searched.append((collection.name, decode))
+        return search(retriever, collection, decode, *rest)
+
+    monkeypatch.setattr(suite, "search_collection", counted)
     shutil.rmtree(here / "indexes" / "two")
     own = DecodeConfig(mode="exhaustive", order="docid")
     other = make_index(here / "other", TEXTS, choose=lambda _: {"decode": own.model_dump()})
     shutil.copytree(other, here / "indexes" / "two")
     found = run("--json")
     assert list(found["mean"]) == ["zerogr", "published", "bm25"]
+    assert loads == list(NAMES), "an index is opened once"
+    plain = DecodeConfig()
+    assert searched == [("one", plain), ("two", own), ("two", plain), ("three", plain)], "and not searched twice alike"
     runs = {system: read_run(str(here / "suite.runs" / "one" / f"{system}.trec")) for system in found["mean"]}
     assert runs["zerogr"] == runs["published"]
     both = [read_run(str(here / "suite.runs" / "two" / f"{system}.trec")) for system in ("zerogr", "published")]
     assert both[0] != both[1]
+    collection, retriever = read_collection(str(here / "data" / "two")), Retriever.load(here / "indexes" / "two")
+    hits = search(retriever, collection, plain, 100, True)
+    assert {qid: list(run) for qid, run in both[1].items()} == {q: [h.docno for h in hits[q]] for q in hits}
+    assert found["collections"][0]["figures"]["published"] == found["collections"][0]["figures"]["zerogr"]
     (here / "suite.toml").write_text("published = false\n" + (here / "suite.toml").read_text())
     assert list(run("--json")["mean"]) == ["zerogr", "bm25"]
 

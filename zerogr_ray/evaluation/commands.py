@@ -47,7 +47,7 @@ def report(
     from zerogr_ray.corpus.collections import read_collection
     from zerogr_ray.corpus.trec import write_run
     from zerogr_ray.evaluation.figures import png as as_png
-    from zerogr_ray.evaluation.modes import check_modes, usual_modes
+    from zerogr_ray.evaluation.modes import check_modes, left_out, usual_modes
     from zerogr_ray.evaluation.page import charts, render
     from zerogr_ray.evaluation.report import make_report
     from zerogr_ray.models import DEFAULT_ENCODER
@@ -66,7 +66,13 @@ def report(
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
     facts, runs = make_report(
-        retriever, collection, modes, bm25, encoder or (DEFAULT_ENCODER if dense else None), quiet
+        retriever,
+        collection,
+        modes,
+        bm25,
+        encoder or (DEFAULT_ENCODER if dense else None),
+        quiet,
+        {} if mode else left_out(retriever.bundle),
     )
     out.write_text(render(facts, date), encoding="utf-8")
     if png is not None:
@@ -87,7 +93,9 @@ def suite(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Evaluate many collections, BM25 beside ours, and print one table with the mean of each domain and of all.
+    """Evaluate many collections and print one table with the mean of each domain and of all.
+
+    BM25 stands beside ours, and the published algorithm where any of the indexes searches in another way.
 
     Every run is kept. Run it again after an interruption and it goes on; a finished collection is searched again only
     when its index, its queries, its corpus or the settings have changed.

@@ -64,6 +64,15 @@ def usual_modes(bundle: Bundle) -> list[str]:
     return modes
 
 
+def left_out(bundle: Bundle) -> dict[str, str]:
+    """Modes that `usual_modes` leaves out, and why: whole sentences for the page."""
+    documents = bundle.trie.documents
+    if documents <= IN_FULL:
+        return {}
+    why = f"it scores every docid in full, for every query, and the index has {documents} documents, over {IN_FULL}."
+    return {"exhaustive": f"{why} Name all modes that you want to have it: --mode reference --mode exhaustive."}
+
+
 def check_modes(retriever: Retriever, texts: Sequence[str], base: DecodeConfig) -> dict[str, DecodeConfig]:
     """The configuration of each mode, in order. Raises InputError for one that this index cannot answer."""
     from zerogr_ray.decoding.job import Request

@@ -42,6 +42,8 @@ class Report:
     seed: int
     systems: dict[str, Standing]
     """Decoding modes in the order asked for, then the baselines."""
+    left_out: dict[str, str]
+    """Decoding modes that the page would show but for their cost, and why it does not."""
     ndcg_by_draw: dict[str, Curve]
     recall_by_depth: dict[str, Curve]
     temperatures: Curve
@@ -62,6 +64,7 @@ def make_report(
     baseline: bool = True,
     encoder: str | None = None,
     quiet: bool = False,
+    left_out: Mapping[str, str] | None = None,
 ) -> tuple[Report, dict[str, Run]]:
     """Search every judged query in every mode (not empty), and with the baselines; returns the runs as well.
 
@@ -98,6 +101,7 @@ def make_report(
         | {"model": str(manifest["model"]["trained_from"])},
         seed=first.seed,
         systems=standings(qrels, runs),
+        left_out=dict(left_out or {}),
         ndcg_by_draw=by_draw,
         recall_by_depth={name: recall_by_depth(qrels, run, curves.spread(DEPTH)) for name, run in runs.items()},
         temperatures={i: float(T) for i, T in enumerate(T_K, 1)},

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from zerogr_ray.s3 import open_url, reaching
 from zerogr_ray.store import Folder, key_of
 
 if TYPE_CHECKING:
+    from zerogr_ray.decoding.retriever import Retriever
     from zerogr_ray.evaluation.dense import SentenceEncoder
     from zerogr_ray.index.bundle import Bundle
 
@@ -173,9 +174,13 @@ def run_suite(plan: Plan, config: SuiteConfig, quiet: bool = False) -> SuiteResu
     results = []
     for row in plan.planned:
         folder = Folder(plan.out) / row.collection.name
-        runs, kept = {}, True
+        runs: dict[str, Run] = {}
+        made: dict[str, Run] = {}
+        kept = True
         for name, (key, search) in _systems(row, config, paper, encoder, quiet).items():
-            runs[name], there = _run(folder, name, key, search)
+            # An index that is searched as published anyway has one run under both names.
+            runs[name], there = _run(folder, name, key, partial(made.__getitem__, key) if key in made else search)
+            made[key] = runs[name]
             kept = kept and there
         qrels = row.collection.qrels
         figures = {name: mean(evaluate(qrels, run)) for name, run in runs.items()}
@@ -242,12 +247,16 @@ def _systems(
     asked = [(query.qid, query.text) for query in collection.queries]
     tasks = row.instruction or [query.instruction for query in collection.queries]
 
-    def ours(decode: DecodeConfig) -> Run:
+    @cache
+    def opened() -> Retriever:
         from zerogr_ray.options import load
 
-        retriever = load(row.index)
+        retriever: Retriever = load(row.index)
         _check_ids(retriever.bundle, collection)
-        return as_run(search_collection(retriever, collection, decode, k, quiet, row.instruction, collection.name))
+        return retriever
+
+    def ours(decode: DecodeConfig) -> Run:
+        return as_run(search_collection(opened(), collection, decode, k, quiet, row.instruction, collection.name))
 
     systems: dict[str, tuple[str, Callable[[], Run]]] = {}
     for name, decode in {"zerogr": row.decode, **({"published": as_published(row.decode)} if paper else {})}.items():
