@@ -13,7 +13,7 @@ from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.bags import Bags, first_tokens, make_bags
 from zerogr_ray.corpus.terms import whole_texts
-from zerogr_ray.decoding.choose import usual
+from zerogr_ray.decoding.choose import SURE, usual
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.models import load_format
@@ -70,7 +70,7 @@ def test_an_index_is_published_with_its_priors_and_the_best_way_to_search_it(lef
     assert any(row.get("prior_weight") for row in tried)
     best = max(tried, key=lambda row: row["ndcg@10"])
     changed = {name: value for name, value in best.items() if name not in figures}
-    assert bundle.decode == (DecodeConfig(**changed) if best["ahead"] > best["error"] else usual(bundle))
+    assert bundle.decode == (DecodeConfig(**changed) if best["ahead"] > SURE * best["error"] else usual(bundle))
 
     # compact measures the priors again, with the same texts.
     retriever = Retriever.load(tmp_path / "index", "cpu", "float32")

@@ -1,8 +1,8 @@
 """Which way of decoding suits an index: the one that finds the documents of queries that were held back from training.
 
 These are pseudo-queries: no person's query and no judgement is looked at. The published algorithm always takes part.
-So that chance decides nothing, an index is searched in the usual way unless another is better by more than one standard
-error of the difference, query by query (the rule that Breiman and others gave for trees, 1984).
+So that chance decides nothing, an index is searched in the usual way unless another is better by more than SURE
+standard errors of the difference, query by query: of ten ways one is better by more than one error, though none is.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ SCORED = 20
 
 WEIGHTS = (0.0, 0.5, 1.0)
 """λ, what the prior may count: the best way is tried with each, where the index has a prior."""
+
+SURE = 2.0
+"""Standard errors by which another way than the usual one must be better."""
 
 LOOKAHEADS = (100.0, 300.0, 1000.0, 3000.0)
 """What a plan may count beside the LM's words, in nats for a plan score of 1."""
@@ -101,7 +104,7 @@ def choose(
 ) -> Choice:
     """The way whose gains, which `measure` gives for each query, are most on the mean; the first of equals.
 
-    `plain` where it is not behind that by more than the error. `again` names others to try once it is known which one
+    `plain` where it is not behind that by more than SURE errors. `again` names others to try once it is known which one
     of `among` is best.
     """
     published, base = DecodeConfig().model_dump(), measure(plain)
@@ -113,7 +116,7 @@ def choose(
                 tried[name] = cfg, base if cfg == plain else measure(cfg)
         leading, most = max(tried.values(), key=lambda one: round(float(one[1].mean()), 4))
         ahead, error = _ahead(most, base)
-        return leading if ahead > error else plain
+        return leading if ahead > SURE * error else plain
 
     chosen = best(again(best(among)))
     rows = []
