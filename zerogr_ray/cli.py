@@ -273,7 +273,8 @@ def inspect(
             print(f"{group}.{name}", value, sep="\t")
     for row in facts["tried"]:
         settings = [f"{name}={value}" for name, value in row.items() if name not in ("ndcg@10", "ahead", "error")]
-        ahead = f"{row.get('ahead', 0):+.4f} ± {row.get('error', 0):.4f}"
+        # An index that was built before this was measured has the mean alone.
+        ahead = f"{row['ahead']:+.4f} ± {row['error']:.4f}" if "ahead" in row else "–"
         print("tried", row["ndcg@10"], ahead, " ".join(settings) or "the published algorithm", sep="\t")
     for row in facts["samples"]:
         print("sample", row["docno"], row["docid"], sep="\t")

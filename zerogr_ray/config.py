@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -386,6 +387,15 @@ def make_config(
             near = get_close_matches(str(first["loc"][-1]), _known_keys(kind), n=1)
             message = f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
         raise InputError(message) from None
+
+
+def dotted(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every setting, those in tables included: what `make_config` takes as overrides."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _known_keys(kind: type[BaseModel]) -> list[str]:

@@ -222,7 +222,7 @@ def _set_apart(groups: list[list[list[int]]], state: _DocIds) -> Iterator[tuple[
         for group in batch:
             rows = [twins[0] for twins in group]
             known = set(docid_of[rows[0]].split())
-            found = differences([texts[row] for row in rows], [known | state.tried[row] for row in rows])
+            found = differences([texts[row] for row in rows], [known | state.tried.get(row, set()) for row in rows])
             yield from ((row, difference) for row, difference in zip(rows, found, strict=True) if difference.words)
 
 

@@ -51,7 +51,7 @@ def parse_mode(text: str, base: DecodeConfig, own: Mapping[str, Any] | None = No
 def usual_modes(bundle: Bundle) -> list[str]:
     """What a report shows unless told: the modes that every index has, and those that this one carries data for."""
     modes = [OWN, *USUAL] if bundle.manifest.get("decode") else list(USUAL)
-    if bundle.trie.documents <= IN_FULL:
+    if "exhaustive" not in left_out(bundle):
         modes.append("exhaustive")
     prior = "+prior_weight=1" if bundle.priors is not None else ""
     if prior:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zerogr_ray.cluster import Asked, asked_of
-from zerogr_ray.config import DecodeConfig, IndexConfig, make_config, read_config
+from zerogr_ray.config import DecodeConfig, IndexConfig, dotted, make_config, read_config
 from zerogr_ray.errors import InputError
 from zerogr_ray.options import setting
 from zerogr_ray.store import key_of
@@ -124,15 +124,13 @@ def _take_run_file(file: Path | None, arguments: list[str]) -> tuple[str | None,
     return text, arguments
 
 
-def _refuse_local_models(settings: dict[str, Any], prefix: str = "") -> None:
+def _refuse_local_models(settings: dict[str, Any]) -> None:
     """Models and adapters by a relative folder are on this machine alone; names and URLs are the cluster's matter."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            _refuse_local_models(value, f"{prefix}{name}.")
-        elif name.rpartition(".")[2] in ("model", "adapter", "encoder") and isinstance(value, str):
+    for name, value in dotted(settings):
+        if name.rpartition(".")[2] in ("model", "adapter", "encoder") and isinstance(value, str):
             here = "/" in value and "://" not in value and not Path(value).is_absolute() and Path(value).exists()
             if here or value.startswith((".", "~")):
                 raise InputError(
-                    f"{prefix}{name} is {value}, a folder of this machine, and the job runs on the cluster; "
+                    f"{name} is {value}, a folder of this machine, and the job runs on the cluster; "
                     "give s3://…, a name, or an absolute path that every node sees"
                 )

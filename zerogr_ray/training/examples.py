@@ -111,9 +111,10 @@ class ExampleStream:
 
         of, answer = self.task.columns[-2:]
         for shard in self.shards[rank::world]:
-            for rows in pq.ParquetFile(shard).iter_batches(BUFFER_ROWS, columns=[of, answer]):
+            for rows in pq.ParquetFile(shard).iter_batches(BUFFER_ROWS, columns=[answer]):
                 if (lost := self._without_tokens(rows[answer])) is not None:
-                    named = rows[of][pc.index(rows[answer], lost).as_py()].as_py()
+                    table = pq.read_table(shard, columns=[of, answer])  # only now: most of a shard is what is asked
+                    named = table[of][pc.index(table[answer], lost).as_py()].as_py()
                     raise _maps_to_nothing(answer, lost, f"of the {of} {str(named)[:80]!r} in {shard}")
         for file in self.beside[rank::world]:
             for rows in pq.ParquetFile(file).iter_batches(BUFFER_ROWS, columns=[WRONG]):

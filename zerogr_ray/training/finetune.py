@@ -7,7 +7,7 @@ import shlex
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from zerogr_ray.config import (
     QueryConfig,
     Strict,
     TrainingConfig,
+    dotted,
     make_config,
 )
 from zerogr_ray.errors import BuildError
@@ -159,22 +160,11 @@ def as_command(
     parts += [word for name in without for word in ("--without", name)]
     parts += ["--most", str(most)] if most is not None else []
     parts += ["--licence", licence] if licence != "not given" else []
-    usual = dict(_flat(finetune_config({}).model_dump()))
-    changed = [(name, value) for name, value in _flat(cfg.model_dump()) if value != usual.get(name)]
-    parts += [
-        w
-        for name, value in changed
-        for w in ("--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}")
-    ]
+    usual = dict(dotted(finetune_config({}).model_dump()))
+    for name, value in dotted(cfg.model_dump()):
+        if value != usual.get(name):
+            parts += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(parts)
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def model_card(
