@@ -3,8 +3,9 @@
     python -m benchmarks.learning --out benchmarks/results/learning.json     2 CPU cores: an hour; resumable
 
 For each collection and each kind of docid (terms: as the shipped adapter writes them, general to specific; rule: title
-and heaviest terms, so that they begin with the topic; phrase: a noun phrase by the model as it is; two: terms and rule,
-both for each document) nDCG@10 of each way of decoding, with the LM alone: no words of the documents, no gists.
+and heaviest terms, so that they begin with the topic; phrase: the first eight words of the title as they stand, of the
+text where there is none, which read like language; two: terms and rule, both for each document) nDCG@10 of each way of
+decoding, with the LM alone: no words of the documents, no gists.
 
     untrained, 1 epoch, 3 epochs    the retriever, with all of its training (training.average=1)
     1 epoch, prior in the loss      trained on logits from which the untrained model's prior was taken, so that decoding
@@ -39,13 +40,15 @@ from benchmarks.quality import ndcg, sampled, zerogr_index
 from benchmarks.trie import machine
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import DecodeConfig, QueryConfig, TrainingConfig
+from zerogr_ray.corpus.collections import read_collection
 from zerogr_ray.decoding.priors import MeasurePriors, measure_here
 from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.docids.clean import words_of
 from zerogr_ray.evaluation.baselines import bm25
 from zerogr_ray.evaluation.evaluate import as_run, documents_of, search_collection
 from zerogr_ray.index.bundle import DOCUMENTS, Bundle, open_index, write_index
 from zerogr_ray.models import load_format, load_model
-from zerogr_ray.rows import Collection
+from zerogr_ray.rows import Collection, Document
 from zerogr_ray.store import hash64
 from zerogr_ray.training import loop
 from zerogr_ray.training.batches import Pack, pack
@@ -58,11 +61,7 @@ from zerogr_ray.training.tasks import Retrieve
 KINDS: dict[str, dict[str, Any]] = {
     "terms": {},
     "rule": {"docids.written_by": "rule"},
-    "phrase": {
-        "docids.adapter": "",
-        "docids.examples": 0,
-        "docids.prompt": "Write a title for the document: one short noun phrase that says what it is about.",
-    },
+    "phrase": {},
     "two": {},
 }
 
@@ -121,6 +120,8 @@ def build(source: Path, work: Path, kind: str, instruction: str) -> Bundle:
     index = work / kind
     if kind == "two":
         return two_docids([build(source, work, one, instruction) for one in ("terms", "rule")], index)
+    if kind == "phrase":
+        return phrases(build(source, work, "terms", instruction), documents_of(read_collection(str(source))), index)
     settings = as_arguments({**FULL, **BARE, **KINDS[kind]})
     zerogr_index(source, index, work / "work", instruction, settings)
     return open_index(index)
@@ -128,11 +129,26 @@ def build(source: Path, work: Path, kind: str, instruction: str) -> Bundle:
 
 def two_docids(bundles: Sequence[Bundle], index: Path) -> Bundle:
     """An index in which every document has the docids that it has in each of these, once where they are the same."""
-    first, fmt = bundles[0], load_format(bundles[0].model)
     rows = {(row["docno"], row["docid"]): row for bundle in bundles for row in bundle.documents.to_pylist()}
-    facts = {name: first.manifest[name] for name in ("instruction", "model", "prompt_format", "calibration")}
-    table = pa.Table.from_pylist(list(rows.values()), schema=DOCUMENTS)
-    write_index(index, table, fmt.end, first.model, facts, vocab=len(fmt.tokenizer))
+    return with_docids(bundles[0], list(rows.values()), index)
+
+
+def phrases(bundle: Bundle, documents: Sequence[Document], index: Path, words: int = 8) -> Bundle:
+    """An index in which the docid of a document is how it begins; documents that begin alike share it."""
+    rows = bundle.documents.to_pylist()
+    begins = {document.docno: words_of(document.title or document.text)[:words] for document in documents}
+    docids = [" ".join(begins[row["docno"]]) for row in rows]
+    tokens = load_format(bundle.model).docids(docids)
+    made = [row | {"docid": docid, "tokens": ids} for row, docid, ids in zip(rows, docids, tokens, strict=True)]
+    return with_docids(bundle, made, index)
+
+
+def with_docids(bundle: Bundle, rows: Sequence[dict[str, Any]], index: Path) -> Bundle:
+    """The index with other docids: `rows` of DOCUMENTS, one for each docid of a document."""
+    fmt = load_format(bundle.model)
+    facts = {name: bundle.manifest[name] for name in ("instruction", "model", "prompt_format", "calibration")}
+    table = pa.Table.from_pylist(list(rows), schema=DOCUMENTS)
+    write_index(index, table, fmt.end, bundle.model, facts, vocab=len(fmt.tokenizer))
     return open_index(index)
 
 
