@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import chain
 
 import pyarrow as pa
@@ -13,8 +14,9 @@ from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.bags import Bags, first_tokens, make_bags
 from zerogr_ray.corpus.terms import whole_texts
-from zerogr_ray.decoding.choose import SURE, usual
+from zerogr_ray.decoding.choose import PLAN_WEIGHTS, SURE, usual
 from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.decoding.weights import ASKED
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.models import load_format
 from zerogr_ray.publish import Left, calibration_texts, draw_documents, held_queries, publish
@@ -87,6 +89,36 @@ def test_the_index_keeps_the_losses_of_its_training_but_not_how_fast_it_was(left
     publish(tmp_path / "index", left, plain, {"key": "k"}, Folder(tmp_path / "work"))
     record = open_index(tmp_path / "index").training
     assert [json.loads(line) for line in record.splitlines()] == [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}]
+
+
+def test_what_a_plan_counts_is_learned_from_the_queries_that_are_not_held_back(left, tmp_path):
+    queries = Output.at(Folder(tmp_path / "work"), "filtered", "k")
+    for shard in left.source.shards():
+        texts = left.source.folder.read_table(shard, ["text"])["text"].to_pylist()
+        written = [[f"{start} {text}" for start in ("what is", "where is", "who has", "show")] for text in texts]
+        queries.folder.write_table(shard, pa.table({"queries": written}))
+    asked = replace(left, queries=queries)
+    with ray_cluster():
+        for name, given, calibration in (
+            ("learned", asked, {}),
+            ("held back", replace(asked, held=1.0), {}),
+            ("switched off", asked, {"weighed_by": 0}),
+            ("nothing to choose by", asked, {"queries": 24}),
+        ):
+            cfg = CFG.model_copy(update={"calibration": CFG.calibration.model_copy(update=calibration)})
+            publish(tmp_path / name, given, cfg, {"key": "k"}, Folder(tmp_path / "work"), quiet=True)
+    learned, held, off, alone = (
+        open_index(tmp_path / name) for name in ("learned", "held back", "switched off", "nothing to choose by")
+    )
+    weights = learned.manifest[PLAN_WEIGHTS]
+    assert weights["asked"] == pytest.approx(ASKED * weights["gist"], abs=1e-3)
+    assert {name: getattr(usual(learned), name) for name in weights} == weights
+    assert all(row["gist"] == weights["gist"] for row in learned.manifest["decode_tried"][1:])
+    assert alone.decode == usual(alone), "six held-back queries are too few for a choice"
+    assert alone.manifest[PLAN_WEIGHTS] == weights
+    for bundle in (held, off):
+        assert PLAN_WEIGHTS not in bundle.manifest
+        assert usual(bundle).gist == DecodeConfig().gist
 
 
 def texts_of(source, count):

@@ -257,8 +257,10 @@ class DecodeConfig(Strict):
     plan_ahead: int = Field(0, ge=0)
     """Search only the n documents (k, where more are wanted) that the plan favours (decoding/plan.py), by what the LM
     says to the query before it writes a docid; 0: all."""
+    lm_terms: float = Field(1.0, ge=0)
+    """Weight, in that plan, of the words that the LM expects; for postings of terms."""
     own_terms: float = Field(0.5, ge=0)
-    """Weight of the query's own words in that plan, beside those that the LM expects; for postings of terms."""
+    """Weight, in that plan, of the query's own words; for postings of terms."""
     gist: float = Field(0.2, ge=0)
     """Weight, in that plan, of what the LM would name of a document itself, beside the document's own words; for an
     index with gists (calibration.gist_tokens)."""
@@ -294,6 +296,9 @@ class CalibrationConfig(Strict):
     queries: int = Field(48, ge=0)
     """Pseudo-queries, held back from the training, on which ways of decoding compete to become the index's own.
     0: the published algorithm."""
+    weighed_by: int = Field(256, ge=0)
+    """Pseudo-queries from which it is learned what the parts of a plan count (decoding/weights.py). 0: the usual
+    weights. Needs gists."""
 
 
 class CacheConfig(Strict):

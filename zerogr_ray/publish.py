@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from heapq import nsmallest
-from itertools import chain
+from itertools import accumulate, chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from zerogr_ray.cache import here
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.cluster import shared
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
-from zerogr_ray.corpus.bags import Bags
+from zerogr_ray.corpus.bags import Bags, taken_off
 from zerogr_ray.corpus.text import passages
-from zerogr_ray.decoding.choose import WEIGHTS, Floats, choose, gains, usual, ways, weighed
-from zerogr_ray.decoding.gists import WriteGists, add_gists
+from zerogr_ray.decoding.choose import PLAN_WEIGHTS, WEIGHTS, Floats, choose, gains, usual, ways, weighed
+from zerogr_ray.decoding.gists import GistModel, WriteGists, add_gists, query_prompts
 from zerogr_ray.decoding.priors import MeasurePriors, measure_priors
 from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.decoding.weights import fit_weights, plan_scores
 from zerogr_ray.docids.generate import show
 from zerogr_ray.errors import BuildError
 from zerogr_ray.generation.writer import engine_resources
 from zerogr_ray.index.bundle import Bundle, opened, write_index, writing_index
 from zerogr_ray.index.dataset import Tokenise, index_documents
 from zerogr_ray.index.manifest import read_manifest
+from zerogr_ray.index.postings import Postings
 from zerogr_ray.index.trie import Trie
 from zerogr_ray.models import fingerprint, hush, load_format
 from zerogr_ray.s3 import is_url
 from zerogr_ray.stage import Clock, Output, last_line, progress
 from zerogr_ray.store import Folder, hash64
 from zerogr_ray.training.record import training_record
-from zerogr_ray.training.validation import FEWEST
+from zerogr_ray.training.validation import FEWEST, is_held_out
 
 RESTARTS = 3
 """Deaths of the process that compares ways of decoding that one build survives."""
@@ -41,6 +44,9 @@ RESTARTS = 3
 USUAL_QUERIES, USUAL_DOCUMENTS = 32, 64
 """Passages and documents over which the mean is taken that gists leave out."""
 
+
+NO_WORDS: dict[str, list[int]] = {"words": [], "weights": []}
+"""A row of BAG."""
 
 Drawn = tuple[int, dict[str, str]]
 """(hash, document) of one that stands for the corpus."""
@@ -61,6 +67,10 @@ class Left:
     """Of the model before it was tuned."""
     expected: Output | None = None
     """What queries for the documents are expected to say; None where nobody asked."""
+    queries: Output | None = None
+    """The pseudo-queries that were kept, and by which it is learned what the parts of a plan count."""
+    held: float = 0.0
+    """Share of them that is held back to judge the index by."""
 
 
 def publish(
@@ -85,7 +95,7 @@ def publish(
     drawn = draw_documents(left.source, max(cfg.calibration.texts, USUAL_DOCUMENTS if cfg.gists else 0), cfg.seed)
     task = MeasurePriors(cfg.instruction, calibration_texts(drawn, cfg.calibration))
     queries = held_queries(left.pairs, cfg.calibration.queries)
-    resources, bags = engine_resources(cfg.llm), left.bags
+    resources, bags, trial = engine_resources(cfg.llm), left.bags, None
     if bags is not None and cfg.gists:
         gists = gist_task(drawn, left.format, cfg)
         beside = left.expected.folder.path.rpartition("-")[2] if left.expected is not None else ""
@@ -93,6 +103,7 @@ def publish(
         place = shared("the tuned model", left.tuned, work)
         asking = (bags, left.source, written, left.expected, gists, place, resources)
         bags = clock.time("gists", lambda: add_gists(*asking, cfg.llm.engines, quiet, clock))
+        trial = draw_trial(left, bags, written, cfg, sizes)
     about = {
         **about,
         "instruction": cfg.instruction,
@@ -109,11 +120,11 @@ def publish(
     def way(bundle: Bundle) -> dict[str, Any]:
         from ray.exceptions import RayError
 
-        if not queries:
+        if not queries and trial is None:
             return {"decode": usual(bundle).model_dump()}
         place = shared("the index", bundle.path, work)
         try:
-            return clock.time("decoding", lambda: _chosen(bundle, place, queries, resources, quiet))
+            return clock.time("decoding", lambda: _chosen(bundle, place, queries, trial, resources, quiet))
         except RayError as error:
             raise BuildError(
                 f"comparing ways of decoding failed: {last_line(error)}; run the same command again to go on"
@@ -193,6 +204,48 @@ def held_queries(pairs: Output, most: int) -> list[tuple[str, str]]:
     return rows if len(rows) >= min(most, FEWEST) else []
 
 
+class Trial(NamedTuple):
+    """Some documents with their gists, and queries that were written for them."""
+
+    postings: Postings
+    """Of the documents' words and gists; what queries are expected to say is not in them."""
+    queries: list[str]
+    right: list[int]
+    """Number of the document that each query is for."""
+
+
+def draw_trial(
+    left: Left, bags: Bags, gists: Output, cfg: IndexConfig, sizes: dict[str, int], most: int = 1000
+) -> Trial | None:
+    """At most `most` documents and cfg.calibration.weighed_by of their queries, by their hashes; none held back.
+
+    `bags` are the index's, `gists` what add_gists has written. None where there are fewer than FEWEST queries.
+    """
+    if left.queries is None or left.bags is None or not cfg.calibration.weighed_by:
+        return None
+    places = draw_places(left.source, most, cfg.seed)
+    found = [place for _, place in places]
+    rows = zip(left.source.rows_at(found, ["docno"]), left.queries.rows_at(found, ["queries"]), strict=True)
+    asked = [
+        (hash64(query, row["docno"]), query, number)
+        for number, (row, written) in enumerate(rows)
+        for query in written["queries"]
+        if not is_held_out(left.held, row["docno"], query)
+    ]
+    if len(asked) < FEWEST:
+        return None
+    asked = nsmallest(cfg.calibration.weighed_by, asked)
+    words = gists.rows_at(found)
+    alone = taken_off(
+        words, left.expected.rows_at(found) if left.expected is not None else repeat(NO_WORDS, len(words))
+    )
+    starts = dict(zip(sorted(sizes), accumulate((sizes[shard] for shard in sorted(sizes)), initial=0), strict=False))
+    own = left.bags.take(np.array([starts[shard] + row for shard, row in found]))
+    assert bags.prior is not None
+    postings = Postings.of_bags(own.with_gists([alone], bags.prior))
+    return Trial(postings, [query for _, query, _ in asked], [number for *_, number in asked])
+
+
 class _Judge:
     """Ray actor: the index that is being built, searched as each way of decoding would."""
 
@@ -205,9 +258,21 @@ class _Judge:
         """Its nDCG@10 on each of the held-back queries."""
         return gains(self.retriever, self.queries, cfg)
 
+    def weigh(self, trial: Trial) -> dict[str, float]:
+        """What the parts of its plans count, by the queries of the trial."""
+        asked = GistModel(self.retriever.model, self.retriever.format)
+        manifest = self.retriever.bundle.manifest
+        tokens = query_prompts(asked.format, manifest["instruction"], trial.queries, DecodeConfig().query_tokens)
+        return fit_weights(plan_scores(asked.logprobs(tokens), trial.queries, trial.postings), trial.right)
+
 
 def _chosen(
-    bundle: Bundle, place: str, queries: list[tuple[str, str]], resources: dict[str, Any], quiet: bool
+    bundle: Bundle,
+    place: str,
+    queries: list[tuple[str, str]],
+    trial: Trial | None,
+    resources: dict[str, Any],
+    quiet: bool,
 ) -> dict[str, Any]:
     """What the manifest says of the choice: `decode`, and `decode_tried` with the figure of every way.
 
@@ -220,17 +285,22 @@ def _chosen(
     # every refused connection to a lost node as a try, and it takes a while to hear of the loss: so the restarts count.
     lasting = {"max_restarts": RESTARTS, "max_task_retries": -1}
     judge: Any = ray.remote(**resources, **lasting)(_Judge).remote(place, bundle.manifest, queries, device)
-    among = list(ways(bundle))
-    most = len(among) + (len(WEIGHTS) - 1 if bundle.priors is not None else 0)
-    with progress("decoding", most, unit="ways", quiet=quiet) as bar:
+    try:
+        learned = {PLAN_WEIGHTS: ray.get(judge.weigh.remote(trial))} if trial is not None else {}
+        bundle = replace(bundle, manifest={**bundle.manifest, **learned})
+        plain = usual(bundle)
+        if not queries:
+            return learned | {"decode": plain.model_dump()}
+        among = list(ways(bundle))
+        most = len(among) + (len(WEIGHTS) - 1 if bundle.priors is not None else 0)
+        with progress("decoding", most, unit="ways", quiet=quiet) as bar:
 
-        def measure(cfg: DecodeConfig) -> Floats:
-            found: Floats = ray.get(judge.measure.remote(cfg))
-            bar.update()
-            return found
+            def measure(cfg: DecodeConfig) -> Floats:
+                found: Floats = ray.get(judge.measure.remote(cfg))
+                bar.update()
+                return found
 
-        try:
-            choice = choose(among, usual(bundle), measure, lambda best: weighed(best, bundle))
-        finally:
-            ray.kill(judge)
-    return {"decode": choice.best.model_dump(), "decode_tried": asdict(choice)["tried"]}
+            choice = choose(among, plain, measure, lambda best: weighed(best, bundle))
+    finally:
+        ray.kill(judge)
+    return learned | {"decode": choice.best.model_dump(), "decode_tried": asdict(choice)["tried"]}

@@ -261,6 +261,17 @@ def added(one: pa.Table, other: pa.Table) -> pa.Table:
     return pa.table([pa.ListArray.from_arrays(starts, column) for column in columns], schema=BAG)
 
 
+def taken_off(rows: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> pa.Table:
+    """The other one of two that were `added` to `rows`, which are rows of BAG: less than a step is lost."""
+    bags = []
+    for row, other in zip(rows, others, strict=True):
+        less = dict(zip(other["words"], other["weights"], strict=True))
+        left = [(w, n - less.get(w, 0)) for w, n in zip(row["words"], row["weights"], strict=True)]
+        bags.append([(word, weight) for word, weight in left if weight > 0])
+    columns = ([[pair[side] for pair in bag] for bag in bags] for side in (0, 1))
+    return pa.table(list(columns), schema=BAG)
+
+
 def _flat(table: pa.Table) -> tuple[Ints, Ints, Ints]:
     """(row, word, weight) of everything in a table of schema BAG."""
     words, weights = (table[name].combine_chunks() for name in ("words", "weights"))

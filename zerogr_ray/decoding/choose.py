@@ -32,6 +32,9 @@ SCORED = 20
 WEIGHTS = (0.0, 0.5, 1.0)
 """λ, what the prior may count: the best way is tried with each, where the index has a prior."""
 
+PLAN_WEIGHTS = "plan_weights"
+"""Fact of the manifest: settings of DecodeConfig."""
+
 SURE = 2.0
 """Standard errors by which another way than the usual one must be better."""
 
@@ -56,7 +59,7 @@ def usual(bundle: Bundle) -> DecodeConfig:
         return DecodeConfig()
     if bundle.postings.weights is None:
         return DecodeConfig(prior_weight=weight, order="docid", plan_ahead=SCORED, mode="exhaustive")
-    return DecodeConfig(prior_weight=weight, plan_ahead=PLANNED, lookahead=1000.0)
+    return DecodeConfig(prior_weight=weight, plan_ahead=PLANNED, lookahead=1000.0, **_plan_weights(bundle))
 
 
 def ways(bundle: Bundle) -> Iterator[DecodeConfig]:
@@ -67,13 +70,18 @@ def ways(bundle: Bundle) -> Iterator[DecodeConfig]:
         for prior_weight in sorted({0.0, weight}):
             yield DecodeConfig(prior_weight=prior_weight, order="docid")
         return
-    weighted = bundle.postings.weights is not None
+    weighted, like = bundle.postings.weights is not None, _plan_weights(bundle)
     for lookahead in LOOKAHEADS if weighted else ():
-        yield DecodeConfig(prior_weight=weight, plan_ahead=PLANNED, lookahead=lookahead)
+        yield DecodeConfig(prior_weight=weight, plan_ahead=PLANNED, lookahead=lookahead, **like)
     for lookahead in (0.0, *LOOKAHEADS[:3]) if weighted else (0.0,):
         yield DecodeConfig(
-            prior_weight=weight, plan_ahead=SCORED, lookahead=lookahead, mode="exhaustive", order="docid"
+            prior_weight=weight, plan_ahead=SCORED, lookahead=lookahead, mode="exhaustive", order="docid", **like
         )
+
+
+def _plan_weights(bundle: Bundle) -> dict[str, float]:
+    """What the parts of a plan count in this index, where it was learned (weights.py)."""
+    return dict(bundle.manifest.get(PLAN_WEIGHTS, {}))
 
 
 def gains(retriever: Retriever, queries: Sequence[tuple[str, str]], cfg: DecodeConfig) -> Floats:

@@ -123,7 +123,9 @@ class Job:
         else:
             own = query_bag(self.request.query)
             asked = (self.format.own_tokens(self.request.query, cfg.query_tokens), cfg.asked)
-            gain = term_gain(next_logprobs, prior, bundle.postings.begins, own, cfg.own_terms, cfg.gist, asked)
+            gain = term_gain(
+                next_logprobs, prior, bundle.postings.begins, own, cfg.own_terms, cfg.gist, asked, cfg.lm_terms
+            )
         among = None if self.view.filter is None else self.view.filter.rows[self.view.filter.rows < count]
         planned = plan_ahead(bundle.postings, gain, max(cfg.plan_ahead, self.request.k), among)
         self.view = self.view.restricted(np.concatenate([planned, np.arange(count, self.view.documents)]))

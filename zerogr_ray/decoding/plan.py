@@ -83,11 +83,12 @@ def term_gain(
     own_weight: float,
     gist_weight: float = 0.0,
     asked: tuple[Sequence[int], float] = ((), 0.0),
+    lm_weight: float = 1.0,
 ) -> NDArray[np.float32]:
     """Gains for weighted bags of words, shape (H,): what the LM would write next, and what the query says itself.
 
-        gain[w] = g[begins[w]] + own_weight · q[w]          g: see expected_tokens
-        gain[v] = gist_weight · g[v] + asked_weight · t[v]  of the tokens that a gist holds (corpus/bags.py)
+        gain[w] = lm_weight · g[begins[w]] + own_weight · q[w]       g: see expected_tokens
+        gain[v] = gist_weight · g[v] + asked_weight · t[v]           of the tokens that a gist holds (corpus/bags.py)
 
     q, of unit length, holds the query's own words: `own` is (words, weights). t, of unit length, holds its own tokens,
     each once: `asked` is (tokens, asked_weight).
@@ -95,7 +96,7 @@ def term_gain(
     expected = expected_tokens(logprobs_V, prior_V)
     gain = np.zeros(len(begins_H), dtype=np.float32)
     known = np.flatnonzero(begins_H[:BUCKETS] != UNKNOWN)
-    gain[known] = expected[begins_H[known]]
+    gain[known] = np.float32(lm_weight) * expected[begins_H[known]]
     gain[BUCKETS:] = np.float32(gist_weight) * expected[begins_H[BUCKETS:]]
     tokens = np.unique(np.asarray(asked[0], dtype=np.int64))
     if len(tokens) and len(gain) > BUCKETS:

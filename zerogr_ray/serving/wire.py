@@ -30,6 +30,7 @@ SETTINGS = (
     "temperature",
     "prior_weight",
     "plan_ahead",
+    "lm_terms",
     "own_terms",
     "gist",
     "lookahead",
@@ -72,6 +73,8 @@ class SearchRequest(Strict):
     """Weight of the edge priors, in an index that has them."""
     plan_ahead: int | None = Field(None, ge=0, le=1_000_000)
     """Search only so many documents, those that the plan favours, in an index that has postings."""
+    lm_terms: float | None = Field(None, ge=0, le=100)
+    """Weight of the terms that the LM expects in that choice."""
     own_terms: float | None = Field(None, ge=0, le=100)
     """Weight of the query's own terms in that choice."""
     gist: float | None = Field(None, ge=0, le=100)
