@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "three epochs, all of them": {"training.epochs": 3, "training.average": 1},
     "no gists": {"calibration.gist_tokens": 0},
     "no expected words": {"queries.expected_tokens": 0},
+    "usual weights": {"calibration.weighed_by": 0},
     "keyword docids": {"docids.written_by": "rule"},
     "random docids": {"docids.written_by": "random"},
     "docids may be shared": {"docids.distinct": False},

@@ -31,6 +31,7 @@ import pyarrow as pa
 from benchmarks.quality import ndcg, sampled, zerogr_index
 from zerogr_ray.config import DEFAULT_MODEL, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.bags import BUCKETS, Bags, first_tokens, make_bags, query_bag
+from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.decoding.gists import GistModel, query_prompts
 from zerogr_ray.decoding.plan import bag_scores, term_gain
 from zerogr_ray.decoding.retriever import Retriever
@@ -90,7 +91,8 @@ def one(source: Path, most: int, fmt: Any, model: Any) -> dict[str, float]:
         corpus.folder.write_table("part-000000.parquet", pa.table(columns))
         cfg = IndexConfig(instruction=instruction)
         drawn = draw_documents(corpus, USUAL_DOCUMENTS, cfg.seed)
-    passages, task = calibration_texts(drawn, cfg.calibration), gist_task(drawn, fmt, cfg)
+    known = Frequencies.counted(texts)
+    passages, task = calibration_texts(drawn, cfg.calibration), gist_task(drawn, fmt, cfg, known)
     engine, asked = GistModel(model, fmt), [query.text for query in queries]
     words = Bags.of([make_bags(texts)], first_tokens(fmt, texts))
     gists = words.with_gists([task(pa.table(columns), engine)], engine.prior(task))

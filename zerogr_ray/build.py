@@ -167,7 +167,7 @@ def build_index(
                 **({} if reserved is None else {"rerank_token": reserved}),
             }
             bags = Bags.open(str(weighed.folder)) if weighed is not None else None
-            left = Left(source, distinct, pairs, bags, tuned, prompt_format, expected, kept, held)
+            left = Left(source, distinct, pairs, bags, tuned, prompt_format, expected, kept, held, known)
             manifest = clock.time("index", lambda: publish(target, left, cfg, about, folder, quiet, clock))
     clock.seconds["start"] = time.monotonic() - clock.began - sum(clock.seconds.values())
     seconds = {name: round(spent, 3) for name, spent in clock.seconds.items()}

@@ -291,8 +291,10 @@ class CalibrationConfig(Strict):
     """Tokens that the tuned LM would name of each document when asked for one word, kept for plans beside the
     document's words: one forward a document, some 0.6 kB. 0: none, and a plan takes what begins the docid. Needs
     texts and postings=terms."""
-    gist_doc_tokens: int = Field(128, ge=8)
+    gist_doc_tokens: int = Field(256, ge=8)
     """Tokens of the document that it is shown for that."""
+    pick_lines: bool = True
+    """Of a longer document that does not begin with prose, show it the telling lines (see corpus/lines.py)."""
     queries: int = Field(48, ge=0)
     """Pseudo-queries, held back from the training, on which ways of decoding compete to become the index's own.
     0: the published algorithm."""

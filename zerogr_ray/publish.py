@@ -17,6 +17,7 @@ from zerogr_ray.chat import PromptFormat
 from zerogr_ray.cluster import shared
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.bags import Bags, taken_off
+from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.corpus.text import passages
 from zerogr_ray.decoding.choose import PLAN_WEIGHTS, WEIGHTS, Floats, choose, gains, usual, ways, weighed
 from zerogr_ray.decoding.gists import GistModel, WriteGists, add_gists, query_prompts
@@ -71,6 +72,8 @@ class Left:
     """The pseudo-queries that were kept, and by which it is learned what the parts of a plan count."""
     held: float = 0.0
     """Share of them that is held back to judge the index by."""
+    known: Frequencies | None = None
+    """In how many documents terms occur."""
 
 
 def publish(
@@ -97,7 +100,7 @@ def publish(
     queries = held_queries(left.pairs, cfg.calibration.queries)
     resources, bags, trial = engine_resources(cfg.llm), left.bags, None
     if bags is not None and cfg.gists:
-        gists = gist_task(drawn, left.format, cfg)
+        gists = gist_task(drawn, left.format, cfg, left.known)
         beside = left.expected.folder.path.rpartition("-")[2] if left.expected is not None else ""
         written = Output.at(work, gists.name, gists.key(key, model, beside))
         place = shared("the tuned model", left.tuned, work)
@@ -156,16 +159,23 @@ def calibration_texts(drawn: Sequence[Drawn], cfg: CalibrationConfig) -> tuple[s
     return tuple(_passage(*one, cfg) for one in drawn[: cfg.texts])
 
 
-def gist_task(drawn: Sequence[Drawn], fmt: PromptFormat, cfg: IndexConfig) -> WriteGists:
-    """What is asked of each document, and of which passages and documents to learn what the LM says anyway."""
+def gist_task(
+    drawn: Sequence[Drawn], fmt: PromptFormat, cfg: IndexConfig, known: Frequencies | None = None
+) -> WriteGists:
+    """What is asked of each document, and of which passages and documents to learn what the LM says anyway.
+
+    `known` are the corpus's frequencies: without them no lines are picked.
+    """
     like, drawn = cfg.calibration, drawn[:USUAL_DOCUMENTS]
+    known = known if like.pick_lines else None
     return WriteGists(
         cfg.instruction,
         tuple(_passage(*one, like) for one in drawn[:USUAL_QUERIES]),
-        tuple(show(document["title"], document["text"], fmt, like.gist_doc_tokens) for _, document in drawn),
+        tuple(show(document["title"], document["text"], fmt, like.gist_doc_tokens, known) for _, document in drawn),
         like.gist_tokens,
         like.gist_doc_tokens,
         DecodeConfig().query_tokens,
+        known,
     )
 
 

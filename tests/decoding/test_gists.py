@@ -13,6 +13,7 @@ from tests.decoding.test_retriever import INSTRUCTION, make_index
 from tests.tiny import save_tiny
 from zerogr_ray.config import DecodeConfig
 from zerogr_ray.corpus.bags import BAG, BUCKETS, STEPS, Bags, first_tokens, make_bags, query_bag
+from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.decoding import plan
 from zerogr_ray.decoding.gists import AT_ONCE, GistModel, WriteGists, document_prompts, query_prompts
 from zerogr_ray.decoding.job import HEAD, Request
@@ -181,3 +182,18 @@ def test_the_task_s_key_changes_with_what_is_asked():
         for changed in ({}, {"most": 9}, {"texts": ("a",)}, {"sample": ("b",)}, {"instruction": "c"}, {"doc_tokens": 9})
     }
     assert len({*keys, TASK.key("other", "model", ""), TASK.key("corpus", "other", "")}) == 8
+
+
+def test_of_a_record_of_fields_the_gist_is_that_of_its_telling_lines(engine):
+    fields = "arguments: none " * 20
+    texts = [f"{fields}\nThe parser reads json files from the web and shows them in a red window.", *[fields] * 19]
+    documents = pa.table({"title": [""] * len(texts), "text": texts})
+    known = Frequencies.counted(texts)
+    few = replace(TASK, doc_tokens=60)
+    picking = replace(few, known=known)
+    shown = show("", texts[0], engine.format, few.doc_tokens, known)
+    assert "The parser" in shown, "the test has something to pick"
+    [picked, *_] = picking(documents, engine).to_pylist()
+    assert [picked] == few(pa.table({"title": [""], "text": [shown]}), engine).to_pylist()
+    assert picked != few(documents, engine).to_pylist()[0]
+    assert picking.key("corpus", "model", "") != few.key("corpus", "model", "")

@@ -17,7 +17,7 @@ A document's gist is computed once, when the index is built and by the tuned LM,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import CacheConfig
 from zerogr_ray.corpus.bags import BAG, Bags, added, unit_bag
+from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.decoding.plan import expected_tokens
 from zerogr_ray.decoding.priors import Calibrator
 from zerogr_ray.docids.generate import show
@@ -73,19 +74,22 @@ class WriteGists:
     most: int
     doc_tokens: int
     query_tokens: int
+    known: Frequencies | None = field(default=None, compare=False)
+    """Of the corpus, to pick lines by; without them the beginnings of documents are shown."""
     name: str = "gists"
 
     def key(self, corpus: str, model: str, expected: str) -> str:
         """Changes with the documents, the model that is asked, what it is asked, and what lies beside ("" for none)."""
         about = (self.instruction, self.texts, self.sample, self.most, self.doc_tokens, self.query_tokens)
-        return key_of("gists", 2, corpus, model, expected, *about, ASKED_OF_QUERY, ASKED_OF_DOCUMENT)
+        picked, prompts = self.known is not None, (ASKED_OF_QUERY, ASKED_OF_DOCUMENT)
+        return key_of("gists", 3, corpus, model, expected, *about, picked, *prompts)
 
     def __call__(self, documents: pa.Table, engine: GistModel) -> pa.Table:
         """Rows of BAG, one per document, in order; a document's words are tokens of the vocabulary, from BUCKETS on."""
         import pyarrow as pa
 
         rows = documents.to_pylist()
-        shown = [show(row["title"], row["text"], engine.format, self.doc_tokens) for row in rows]
+        shown = [show(row["title"], row["text"], engine.format, self.doc_tokens, self.known) for row in rows]
         usual = engine.usual(self)
         z_DV = engine.logprobs(document_prompts(engine.format, shown))
         gists = [expected_tokens(z_V, usual) for z_V in z_DV]

@@ -152,7 +152,8 @@ def count_work(
         shares = (pack(step[rank::workers], cfg.training.pack_tokens) for rank in range(workers))
         forwarded += sum(len(one.tokens_T) for packs in shares for one in packs)
     like = cfg.calibration
-    asked = document_prompts(fmt, [show(d.title, d.text, fmt, like.gist_doc_tokens) for d in documents])
+    seen = known if like.pick_lines else None
+    asked = document_prompts(fmt, [show(d.title, d.text, fmt, like.gist_doc_tokens, seen) for d in documents])
     bags = make_bags([f"{d.title}\n{d.text}" for d in documents])
     entries = pa.table([columns[0], names, columns[1], pa.array(tokens, pa.list_(pa.uint32()))], list("abcd"))
     return Work(
