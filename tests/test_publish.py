@@ -6,20 +6,21 @@ import json
 from dataclasses import replace
 from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from tests.tiny import save_tiny
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
-from zerogr_ray.corpus.bags import Bags, first_tokens, make_bags
+from zerogr_ray.corpus.bags import BAG, BUCKETS, Bags, added, first_tokens, make_bags, query_bag
 from zerogr_ray.corpus.terms import whole_texts
 from zerogr_ray.decoding.choose import PLAN_WEIGHTS, SURE, usual
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.decoding.weights import ASKED
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.models import load_format
-from zerogr_ray.publish import Left, calibration_texts, draw_documents, held_queries, publish
+from zerogr_ray.publish import Left, calibration_texts, draw_documents, draw_trial, held_queries, publish
 from zerogr_ray.rows import docid_schema, document_schema
 from zerogr_ray.stage import Output
 from zerogr_ray.store import Folder
@@ -89,6 +90,37 @@ def test_the_index_keeps_the_losses_of_its_training_but_not_how_fast_it_was(left
     publish(tmp_path / "index", left, plain, {"key": "k"}, Folder(tmp_path / "work"))
     record = open_index(tmp_path / "index").training
     assert [json.loads(line) for line in record.splitlines()] == [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.5}]
+
+
+def test_a_trial_has_each_querys_own_document_and_nothing_that_was_made_of_the_queries(left, tmp_path):
+    work = Folder(tmp_path / "work")
+    queries, gists, expected = (Output.at(work, name, "k") for name in ("filtered", "gists", "expected"))
+    first = 0
+    for shard in left.source.shards():
+        names = left.source.folder.read_table(shard, ["docno"])["docno"].to_pylist()
+        asked = [[f"{DOCIDS[first + row]} {number}" for number in range(4)] for row in range(len(names))]
+        queries.folder.write_table(shard, pa.table({"queries": asked}))
+        alone = pa.table([[[BUCKETS + first + row] for row in range(len(names))], [[100]] * len(names)], schema=BAG)
+        beside = pa.table([[[BUCKETS + 20]] * len(names), [[90]] * len(names)], schema=BAG)
+        gists.folder.write_table(shard, added(alone, beside))
+        expected.folder.write_table(shard, beside)
+        first += len(names)
+    sizes = left.source.done()["sizes"]
+    all_of = [gists.folder.read_table(shard) for shard in left.source.shards()]
+    bags = left.bags.with_gists(all_of, np.zeros(len(left.format.tokenizer), dtype=np.float32))
+    given = replace(left, queries=queries, expected=expected)
+    trial = draw_trial(given, bags, gists, CFG, sizes)
+    assert len(trial.queries) == 4 * len(DOCIDS)
+    assert trial.postings.documents == len(DOCIDS)
+    for query, right in zip(trial.queries, trial.right, strict=True):
+        held = trial.postings.tokens[trial.postings.first[right] : trial.postings.first[right + 1]]
+        docid = query.rpartition(" ")[0]
+        assert set(query_bag(docid)[0]) <= set(held.tolist()), "the words are the document's"
+        assert [token - BUCKETS for token in held if token >= BUCKETS] == [DOCIDS.index(docid)], "its gist is its own"
+    fewer = CFG.calibration.model_copy(update={"weighed_by": 5})
+    few = draw_trial(given, bags, gists, CFG.model_copy(update={"calibration": fewer}), sizes)
+    assert few.queries == trial.queries[:5]
+    assert draw_trial(replace(given, held=1.0), bags, gists, CFG, sizes) is None
 
 
 def test_what_a_plan_counts_is_learned_from_the_queries_that_are_not_held_back(left, tmp_path):

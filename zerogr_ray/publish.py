@@ -34,7 +34,7 @@ from zerogr_ray.index.postings import Postings
 from zerogr_ray.index.trie import Trie
 from zerogr_ray.models import fingerprint, hush, load_format
 from zerogr_ray.s3 import is_url
-from zerogr_ray.stage import Clock, Output, last_line, progress
+from zerogr_ray.stage import Clock, Output, last_line, progress, sample_shards
 from zerogr_ray.store import Folder, hash64
 from zerogr_ray.training.record import training_record
 from zerogr_ray.training.validation import FEWEST, is_held_out
@@ -186,10 +186,12 @@ def draw_documents(source: Output, most: int, seed: int) -> list[Drawn]:
     return [(number, row) for (number, _), row in zip(drawn, rows, strict=True)]
 
 
-def draw_places(source: Output, most: int, seed: int) -> list[tuple[int, tuple[str, int]]]:
-    """(hash, (shard, row)) of the same documents."""
+def draw_places(
+    source: Output, most: int, seed: int, shards: Sequence[str] | None = None
+) -> list[tuple[int, tuple[str, int]]]:
+    """(hash, (shard, row)) of the same documents; of those in `shards` alone, where they are given."""
     lowest: list[tuple[int, tuple[str, int]]] = []
-    for shard in source.shards() if most else ():
+    for shard in (shards or source.shards()) if most else ():
         docnos = source.folder.read_table(shard, ["docno"])["docno"].to_pylist()
         numbers = ((hash64(str(seed), docno), (shard, row)) for row, docno in enumerate(docnos))
         lowest = nsmallest(most, chain(lowest, numbers))
@@ -233,8 +235,9 @@ def draw_trial(
     """
     if left.queries is None or left.bags is None or not cfg.calibration.weighed_by:
         return None
-    places = draw_places(left.source, most, cfg.seed)
-    found = [place for _, place in places]
+    # Of a large corpus a few shards: what a document has is spread over four outputs, and a shard is read whole.
+    some = sample_shards(sizes, 50 * most)
+    found = [place for _, place in draw_places(left.source, most, cfg.seed, some)]
     rows = zip(left.source.rows_at(found, ["docno"]), left.queries.rows_at(found, ["queries"]), strict=True)
     asked = [
         (hash64(query, row["docno"]), query, number)
