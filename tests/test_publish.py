@@ -146,7 +146,10 @@ def test_what_a_plan_counts_is_learned_from_the_queries_that_are_not_held_back(l
     assert weights["asked"] == pytest.approx(ASKED * weights["gist"], abs=1e-3)
     assert {name: getattr(usual(learned), name) for name in weights} == weights
     planned = [row for row in learned.manifest["decode_tried"] if "plan_ahead" in row]
-    assert {row["gist"] for row in planned} == {weights["gist"]}
+    assert planned
+    for name, weight in weights.items():
+        assert {row.get(name, getattr(DecodeConfig(), name)) for row in planned} == {weight}
+    assert any(weight != getattr(DecodeConfig(), name) for name, weight in weights.items())
     assert alone.decode == usual(alone), "six held-back queries are too few for a choice"
     assert alone.manifest[PLAN_WEIGHTS] == weights
     for bundle in (held, off):
