@@ -98,7 +98,8 @@ def publish(
     drawn = draw_documents(left.source, max(cfg.calibration.texts, USUAL_DOCUMENTS if cfg.gists else 0), cfg.seed)
     task = MeasurePriors(cfg.instruction, calibration_texts(drawn, cfg.calibration))
     queries = held_queries(left.pairs, cfg.calibration.queries)
-    resources, bags, trial = engine_resources(cfg.llm), left.bags, None
+    resources, bags = engine_resources(cfg.llm), left.bags
+    written: Output | None = None
     if bags is not None and cfg.gists:
         gists = gist_task(drawn, left.format, cfg, left.known)
         beside = left.expected.folder.path.rpartition("-")[2] if left.expected is not None else ""
@@ -106,7 +107,6 @@ def publish(
         place = shared("the tuned model", left.tuned, work)
         asking = (bags, left.source, written, left.expected, gists, place, resources)
         bags = clock.time("gists", lambda: add_gists(*asking, cfg.llm.engines, quiet, clock))
-        trial = draw_trial(left, bags, written, cfg, sizes)
     about = {
         **about,
         "instruction": cfg.instruction,
@@ -123,6 +123,7 @@ def publish(
     def way(bundle: Bundle) -> dict[str, Any]:
         from ray.exceptions import RayError
 
+        trial = draw_trial(left, bags, written, cfg, sizes) if bags is not None and written is not None else None
         if not queries and trial is None:
             return {"decode": usual(bundle).model_dump()}
         place = shared("the index", bundle.path, work)

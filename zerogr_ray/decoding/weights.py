@@ -25,6 +25,7 @@ from zerogr_ray.decoding.plan import bag_scores, term_gain
 from zerogr_ray.index.postings import Postings
 
 ASKED = 0.25
+"""What queries are expected to say, beside what is learned for gists."""
 
 PARTS = ("lm_terms", "own_terms", "gist")
 """Settings that are learned; only their ratios matter, so that own_terms stays as it is."""
