@@ -31,6 +31,7 @@ import pyarrow as pa
 from benchmarks.quality import ndcg, sampled, zerogr_index
 from zerogr_ray.config import DEFAULT_MODEL, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.bags import BUCKETS, Bags, first_tokens, make_bags, query_bag
+from zerogr_ray.corpus.draw import draw_documents
 from zerogr_ray.corpus.terms import Frequencies
 from zerogr_ray.decoding.gists import GistModel, query_prompts
 from zerogr_ray.decoding.plan import bag_scores, term_gain
@@ -39,7 +40,7 @@ from zerogr_ray.evaluation.baselines import bm25
 from zerogr_ray.evaluation.evaluate import as_run, documents_of, search_collection
 from zerogr_ray.index.postings import Postings
 from zerogr_ray.models import find_model, load_format, load_model
-from zerogr_ray.publish import USUAL_DOCUMENTS, calibration_texts, draw_documents, gist_task
+from zerogr_ray.publish import USUAL_DOCUMENTS, calibration_texts, gist_task
 from zerogr_ray.rows import Run
 from zerogr_ray.stage import Output
 from zerogr_ray.store import Folder

@@ -14,13 +14,15 @@ from tests.tiny import save_tiny
 from zerogr_ray.cluster import ray_cluster
 from zerogr_ray.config import CalibrationConfig, DecodeConfig, IndexConfig
 from zerogr_ray.corpus.bags import BAG, BUCKETS, Bags, added, first_tokens, make_bags, query_bag
+from zerogr_ray.corpus.draw import draw_documents
 from zerogr_ray.corpus.terms import whole_texts
 from zerogr_ray.decoding.choose import PLAN_WEIGHTS, SURE, usual
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.decoding.weights import ASKED
 from zerogr_ray.index.bundle import open_index
+from zerogr_ray.judge import draw_trial, held_queries
 from zerogr_ray.models import load_format
-from zerogr_ray.publish import Left, calibration_texts, draw_documents, draw_trial, held_queries, publish
+from zerogr_ray.publish import Left, calibration_texts, publish
 from zerogr_ray.rows import docid_schema, document_schema
 from zerogr_ray.stage import Output
 from zerogr_ray.store import Folder

@@ -37,6 +37,7 @@ from zerogr_ray.cluster import (
 from zerogr_ray.config import IndexConfig
 from zerogr_ray.corpus.bags import Bags, write_bags
 from zerogr_ray.corpus.documents import source_stamp
+from zerogr_ray.corpus.draw import draw_places
 from zerogr_ray.corpus.normalise import normalise, normalised
 from zerogr_ray.corpus.terms import Frequencies, corpus_frequencies
 from zerogr_ray.decoding.expected import Asked, ExpectWords, expect_words
@@ -51,7 +52,7 @@ from zerogr_ray.index.manifest import MANIFEST, read_manifest
 from zerogr_ray.keys import Keys
 from zerogr_ray.lesson import learn
 from zerogr_ray.models import find_model, fingerprint, load_format
-from zerogr_ray.publish import USUAL_DOCUMENTS, Left, draw_places, publish
+from zerogr_ray.publish import USUAL_DOCUMENTS, Left, publish
 from zerogr_ray.published import find_published
 from zerogr_ray.queries.filter import filter_queries
 from zerogr_ray.queries.generate import WriteQueries

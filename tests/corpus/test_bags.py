@@ -97,8 +97,8 @@ def test_words_that_english_derives_from_each_other_are_one():
     assert word("part number 20231105".split()[2]) != word("20231106"), "what has a digit is told apart to its end"
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12), st.integers(1, 5))
-def test_two_bags_of_a_document_add_up(pairs, documents):
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), max_size=12), st.integers(1, 5))
+def test_two_bags_of_a_document_add_up_and_come_apart_again(pairs, documents):
     def table(number):
         rows = [{} for _ in range(documents)]
         for place, (word, weight) in enumerate(pairs):
@@ -114,3 +114,9 @@ def test_two_bags_of_a_document_add_up(pairs, documents):
     for row, a, b in zip(found.to_pylist(), some, more, strict=True):
         assert row["words"] == sorted({*a, *b})
         assert row["weights"] == [min(255, a.get(w, 0) + b.get(w, 0)) for w in row["words"]]
+    apart = module.taken_off(found, other)
+    assert apart.schema == module.BAG
+    for row, a, b in zip(apart.to_pylist(), some, more, strict=True):
+        assert dict(zip(row["words"], row["weights"], strict=True)) == {
+            word: left for word, weight in a.items() if (left := min(255, weight + b.get(word, 0)) - b.get(word, 0)) > 0
+        }

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from zerogr_ray.config import DecodeConfig
-from zerogr_ray.corpus.bags import BAG, BUCKETS, STEPS, Bags, added, make_bags, query_bag, taken_off
+from zerogr_ray.corpus.bags import BAG, BUCKETS, STEPS, Bags, make_bags, query_bag
 from zerogr_ray.decoding.plan import bag_scores, term_gain
 from zerogr_ray.decoding.weights import ASKED, LITERAL, PARTS, fit_weights, plan_scores
 from zerogr_ray.index.postings import Postings
@@ -68,15 +68,3 @@ def test_the_scores_of_the_parts_add_up_to_that_of_the_plan():
         lm, own, gist = weights
         gain = term_gain(z, prior, postings.begins, query_bag(query), own, gist, lm_weight=lm)
         np.testing.assert_allclose(found @ np.array(weights), bag_scores(postings, gain, np.arange(4)), atol=1e-5)
-
-
-def test_what_was_added_to_gists_can_be_taken_off_again():
-    rng = np.random.default_rng(1)
-
-    def bags():
-        chosen = [np.sort(rng.choice(40, 6, replace=False)) for _ in range(9)]
-        return pa.table([chosen, [rng.integers(1, STEPS, 6) for _ in chosen]], schema=BAG)
-
-    one, other = bags(), bags()
-    both = added(one, other).to_pylist()
-    assert taken_off(both, other.to_pylist()).to_pylist() == one.to_pylist()

@@ -21,7 +21,7 @@ from typing import Any
 from zerogr_ray.decoding import priors
 from zerogr_ray.decoding.priors import Calibrator
 from zerogr_ray.generation.writer import Writer
-from zerogr_ray.publish import _Judge
+from zerogr_ray.judge import Judge
 from zerogr_ray.published import POINTER
 from zerogr_ray.store import Folder
 from zerogr_ray.training import fit
@@ -99,7 +99,7 @@ class WatchedCalibrator(Calibrator):
         super().__init__(source, watched(tasks), **more)
 
 
-class WatchedJudge(_Judge):
+class WatchedJudge(Judge):
     ways = 0
 
     def measure(self, cfg: Any) -> float:
@@ -153,11 +153,11 @@ def watched_worker(job: dict[str, Any]) -> None:
 
 def main() -> None:
     """The command, its workers watched."""
-    from zerogr_ray import build, cli, publish, published
+    from zerogr_ray import build, cli, judge, published
 
     build.Writer = WatchedWriter
     priors.Calibrator, priors.SHARD_ROWS = WatchedCalibrator, TRIE_ROWS
-    publish._Judge = WatchedJudge
+    judge.Judge = WatchedJudge
     published.Folder = WatchedFolder
     # By its importable name: the workers have this module too, and their own fit is as it was.
     from tests.recovery import watched as importable

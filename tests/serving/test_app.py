@@ -9,8 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.serving.service import Recorded, held, served, settings, tiny_index, until
+from zerogr_ray.config import DecodeConfig
 from zerogr_ray.decoding.retriever import Retriever
+from zerogr_ray.serving.config import LimitsConfig
 from zerogr_ray.serving.keys import new_key, read_keys
+from zerogr_ray.serving.wire import SearchRequest
 
 pytestmark = pytest.mark.model
 
@@ -75,6 +78,12 @@ def test_a_filter_an_order_and_a_mode_arrive(client):
     assert all(hit["docid_logprob"] < 0 for hit in ranked)
     assert all("rerank" in hit for hit in search(client, rerank=True)["hits"])
     assert {hit["temperature"] for hit in search(client, mode="top_k")["hits"]} == {0.0}
+
+
+def test_a_request_may_give_every_setting_of_the_decoder_but_how_much_of_a_query_is_read():
+    given = SearchRequest(query="q", **DecodeConfig(asked=3).model_dump(exclude={"query_tokens"}))
+    (request,) = given.requests(LimitsConfig())
+    assert request.settings == DecodeConfig(asked=3).model_dump(exclude={"query_tokens"})
 
 
 def test_a_stream_sends_the_same_hits_in_the_order_of_the_draws(client):

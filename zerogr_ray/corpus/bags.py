@@ -251,25 +251,26 @@ def unit_bag(weights_V: NDArray[np.floating], most: int, by_V: NDArray[np.floati
 
 def added(one: pa.Table, other: pa.Table) -> pa.Table:
     """Two tables of schema BAG over the same documents as one: what both hold counts as much as in both together."""
-    rows, words, weights = (np.concatenate(parts) for parts in zip(*map(_flat, (one, other)), strict=True))
+    return _sum(one, other, 1)
+
+
+def taken_off(both: pa.Table, other: pa.Table) -> pa.Table:
+    """What `other` was `added` to; of a weight that reached the most there may be, what went beyond is lost."""
+    return _sum(both, other, -1)
+
+
+def _sum(one: pa.Table, other: pa.Table, sign: int) -> pa.Table:
+    (rows, words, weights), (more, others, counts) = _flat(one), _flat(other)
+    rows, words = np.concatenate([rows, more]), np.concatenate([words, others])
+    weights = np.concatenate([weights.astype(np.int64), sign * counts.astype(np.int64)])
     order = np.lexsort((words, rows))
-    rows, words, weights = rows[order], words[order], weights[order].astype(np.int64)
+    rows, words, weights = rows[order], words[order], weights[order]
     first = np.flatnonzero(np.diff(rows, prepend=-1) | np.diff(words.astype(np.int64), prepend=-1))
     sums = np.minimum(np.add.reduceat(weights, first), 255) if len(first) else weights
+    first, sums = first[sums > 0], sums[sums > 0]
     starts = np.searchsorted(rows[first], np.arange(one.num_rows + 1)).astype(np.int32)
     columns = [pa.array(words[first], pa.uint32()), pa.array(sums, pa.uint8())]
     return pa.table([pa.ListArray.from_arrays(starts, column) for column in columns], schema=BAG)
-
-
-def taken_off(rows: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> pa.Table:
-    """The other one of two that were `added` to `rows`, which are rows of BAG: less than a step is lost."""
-    bags = []
-    for row, other in zip(rows, others, strict=True):
-        less = dict(zip(other["words"], other["weights"], strict=True))
-        left = [(w, n - less.get(w, 0)) for w, n in zip(row["words"], row["weights"], strict=True)]
-        bags.append([(word, weight) for word, weight in left if weight > 0])
-    columns = ([[pair[side] for pair in bag] for bag in bags] for side in (0, 1))
-    return pa.table(list(columns), schema=BAG)
 
 
 def _flat(table: pa.Table) -> tuple[Ints, Ints, Ints]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from zerogr_ray.config import Strict
+from zerogr_ray.config import DecodeConfig, Strict
 from zerogr_ray.decoding.job import Request
 from zerogr_ray.rows import Hit
 from zerogr_ray.serving.config import NAME, LimitsConfig
@@ -20,30 +20,15 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 Docno = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=LINE)]
 Docid = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=LINE, strip_whitespace=True)]
 
-SETTINGS = (
-    "seed",
-    "mode",
-    "draws",
-    "t_max",
-    "slope",
-    "midpoint",
-    "temperature",
-    "prior_weight",
-    "plan_ahead",
-    "lm_terms",
-    "own_terms",
-    "gist",
-    "lookahead",
-    "order",
-)
-"""Settings of the decoder that a request may give; of the others, and where it gives none, those of the index count."""
-
 SEED = 2**53 - 1
 """Largest seed: the largest whole number that every JSON reader keeps."""
 
 
 class SearchRequest(Strict):
-    """One search, or several that are answered together by the same version of the index."""
+    """One search, or several that are answered together by the same version of the index.
+
+    What is named as in DecodeConfig counts instead of the index's own setting.
+    """
 
     query: str | None = Field(None, min_length=1)
     """What to look for."""
@@ -79,6 +64,8 @@ class SearchRequest(Strict):
     """Weight of the query's own terms in that choice."""
     gist: float | None = Field(None, ge=0, le=100)
     """Weight in it of what the LM itself says that documents are about, in an index with gists."""
+    asked: float | None = Field(None, ge=0, le=100)
+    """Weight in it of the query's own tokens against what queries for a document are expected to say."""
     lookahead: float | None = Field(None, ge=0, le=10_000)
     """Weight of that choice in every step of the search."""
     order: Literal["draw", "docid", "rerank"] | None = None
@@ -104,7 +91,9 @@ class SearchRequest(Strict):
         for what, (asked, allowed) in sizes.items():
             if asked > allowed:
                 raise TooLarge(f"{what}: {asked} asked for, this service allows {allowed}")
-        settings = {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
+        settings = {
+            name: value for name in DecodeConfig.model_fields if (value := getattr(self, name, None)) is not None
+        }
         if self.rerank:
             settings["order"] = "rerank"
         return [Request(query, self.k, self.instruction, None, self.docnos, settings, streamed) for query in queries]
