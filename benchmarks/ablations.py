@@ -73,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.only or ["api-torchhub", "adi"]
     known = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {"collections": {}}
-    result: dict[str, Any] = {**known, "settings": FULL, "machine": machine(), "date": date.today().isoformat()}
+    result: dict[str, Any] = {**known, "settings": FULL}
     for name in names:
         root = arguments.work / name
 
@@ -82,7 +82,7 @@ def main() -> None:
                 name, arguments.data, root / folder.replace(" ", "-"), as_arguments(FULL | changed), root / "work"
             )[0]
             print(name, folder, figures, file=sys.stderr)
-            return figures
+            return stamped(figures)
 
         table: dict[str, Any] = result["collections"].setdefault(name, {"variants": {}})
         for part in arguments.variant or PARTS:
@@ -90,7 +90,7 @@ def main() -> None:
                 table["variants"][part] = built(part, VARIANTS[part])
             elif part == "modes":
                 built("full", {})
-                table["modes"] = modes(root / "full" / "index", arguments.data / name)
+                table["modes"] = stamped(modes(root / "full" / "index", arguments.data / name))
             else:
                 table["per_document"] = {n: built(f"{n} queries", {"queries.per_document": n}) for n in PER_DOCUMENT}
             save(result, arguments.out)
@@ -102,13 +102,18 @@ def as_arguments(settings: dict[str, Any]) -> list[str]:
     return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
 
 
+def stamped(figures: dict[str, Any]) -> dict[str, Any]:
+    """With what they were measured on, and when: a file may hold rows of several runs."""
+    return figures | {"machine": machine(), "date": date.today().isoformat()}
+
+
 def save(result: dict[str, Any], out: Path | None) -> None:
     """Write what there is."""
     if out:
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def modes(index: Path, source: Path) -> dict[str, float]:
+def modes(index: Path, source: Path) -> dict[str, Any]:
     """nDCG@10 of each mode, published (no prior, no plan) and as an index is usually searched."""
     retriever, collection = Retriever.load(index), read_collection(str(source))
     figures = {}

@@ -3,9 +3,10 @@
     python -m benchmarks.learning --out benchmarks/results/learning.json     2 CPU cores: an hour; resumable
 
 For each collection and each kind of docid (terms: as the shipped adapter writes them, general to specific; rule: title
-and heaviest terms, so that they begin with the topic; phrase: the first eight words of the title as they stand, of the
-text where there is none, which read like language; two: terms and rule, both for each document) nDCG@10 of each way of
-decoding, with the LM alone: no words of the documents, no gists.
+and heaviest terms, general to specific; topic: the words of these in the order of the document, the title's first, so
+that a docid begins with the topic; phrase: the first eight words of the title as they stand, of the text where there
+is none, which read like language; two: terms and rule, both for each document) nDCG@10 of each way of decoding, with
+the LM alone: no words of the documents, no gists.
 
     untrained, 1 epoch, 3 epochs    the retriever, with all of its training (training.average=1)
     1 epoch, prior in the loss      trained on logits from which the untrained model's prior was taken, so that decoding
@@ -26,7 +27,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,9 +35,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.ablations import FULL, as_arguments, save
+from benchmarks.ablations import FULL, as_arguments, save, stamped
 from benchmarks.quality import ndcg, sampled, zerogr_index
-from benchmarks.trie import machine
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import DecodeConfig, QueryConfig, TrainingConfig
 from zerogr_ray.corpus.collections import read_collection
@@ -61,6 +60,7 @@ from zerogr_ray.training.tasks import Retrieve
 KINDS: dict[str, dict[str, Any]] = {
     "terms": {},
     "rule": {"docids.written_by": "rule"},
+    "topic": {},
     "phrase": {},
     "two": {},
 }
@@ -95,19 +95,20 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="a collection; may repeat (adi and api-torchhub)")
     parser.add_argument("--kind", action="append", choices=KINDS, help="a kind of docid; may repeat (all)")
     parser.add_argument("--queries", type=int, default=60, help="queries of a collection, at most")
-    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    parser.add_argument("--out", type=Path, help="also write the JSON here, beside what is there of other kinds")
     given = parser.parse_args()
-    about = {"settings": FULL | BARE, "machine": machine(), "date": date.today().isoformat()}
-    result: dict[str, Any] = {**about, "collections": {}}
+    known = json.loads(given.out.read_text()) if given.out and given.out.exists() else {"collections": {}}
+    result: dict[str, Any] = {**known, "settings": FULL | BARE}
     for name in given.only or ("adi", "api-torchhub"):
         collection, instruction = sampled(given.data / name, given.queries, "learning")
         reference = ndcg(collection.qrels, bm25(documents_of(collection), collection.queries, 100))
-        table: dict[str, Any] = {"queries": len(collection.queries), "bm25": reference, "docids": {}}
-        result["collections"][name] = table
+        table: dict[str, Any] = result["collections"].setdefault(name, {"docids": {}})
+        table |= {"queries": len(collection.queries), "bm25": reference}
         for kind in given.kind or KINDS:
             bundle = build(given.data / name, given.work / name, kind, instruction)
             lab = Lab(collection, instruction, bundle, given.work / name, kind)
-            table["docids"][kind] = {"example": bundle.documents["docid"][0].as_py(), "retrievers": {}}
+            example = bundle.documents["docid"][0].as_py()
+            table["docids"][kind] = stamped({"example": example, "retrievers": {}})
             for retriever, row in lab.rows():
                 table["docids"][kind]["retrievers"][retriever] = row
                 print(name, kind, retriever, json.dumps(row), file=sys.stderr)
@@ -120,8 +121,9 @@ def build(source: Path, work: Path, kind: str, instruction: str) -> Bundle:
     index = work / kind
     if kind == "two":
         return two_docids([build(source, work, one, instruction) for one in ("terms", "rule")], index)
-    if kind == "phrase":
-        return phrases(build(source, work, "terms", instruction), documents_of(read_collection(str(source))), index)
+    if kind in ("topic", "phrase"):
+        base = build(source, work, "rule" if kind == "topic" else "terms", instruction)
+        return renamed(base, documents_of(read_collection(str(source))), topic if kind == "topic" else phrase, index)
     settings = as_arguments({**FULL, **BARE, **KINDS[kind]})
     zerogr_index(source, index, work / "work", instruction, settings)
     return open_index(index)
@@ -133,14 +135,25 @@ def two_docids(bundles: Sequence[Bundle], index: Path) -> Bundle:
     return with_docids(bundles[0], list(rows.values()), index)
 
 
-def phrases(bundle: Bundle, documents: Sequence[Document], index: Path, words: int = 8) -> Bundle:
-    """An index in which the docid of a document is how it begins; documents that begin alike share it."""
+def renamed(bundle: Bundle, documents: Sequence[Document], name: Callable[[Document, str], str], index: Path) -> Bundle:
+    """An index with the docids that `name` makes of each document and its docid; equal ones are shared."""
     rows = bundle.documents.to_pylist()
-    begins = {document.docno: words_of(document.title or document.text)[:words] for document in documents}
-    docids = [" ".join(begins[row["docno"]]) for row in rows]
+    by_docno = {document.docno: document for document in documents}
+    docids = [name(by_docno[row["docno"]], row["docid"]) for row in rows]
     tokens = load_format(bundle.model).docids(docids)
     made = [row | {"docid": docid, "tokens": ids} for row, docid, ids in zip(rows, docids, tokens, strict=True)]
     return with_docids(bundle, made, index)
+
+
+def phrase(document: Document, _: str, words: int = 8) -> str:
+    """How the document begins."""
+    return " ".join(words_of(document.title or document.text)[:words])
+
+
+def topic(document: Document, docid: str) -> str:
+    """The words of its docid in the order of the document, the title's first."""
+    order = {word: at for at, word in reversed(list(enumerate(words_of(f"{document.title}\n{document.text}"))))}
+    return " ".join(sorted(docid.split(), key=lambda word: order.get(word, len(order))))
 
 
 def with_docids(bundle: Bundle, rows: Sequence[dict[str, Any]], index: Path) -> Bundle:

@@ -143,7 +143,13 @@ def built(tmp_path_factory):
     after = {**written(folder, "docids"), **written(folder, "queries")}
     assert kept.items() <= after.items(), "a shard that was whole has been written again"
 
-    return folder, finish(folder)
+    [log] = (folder / "index.work").glob("training-*/log.jsonl")
+    reached = max(int(path.name.rpartition("-")[2]) for path in log.parent.glob("checkpoint-*"))
+    before = log.read_text().splitlines()[:reached]
+    report = finish(folder)
+    # They hold how long each step took: made again, they would differ.
+    assert log.read_text().splitlines()[:reached] == before, "steps before the checkpoint have been made again"
+    return folder, report
 
 
 def test_a_build_that_was_killed_twice_ends_with_every_document_exactly_once(built):

@@ -17,7 +17,7 @@ from zerogr_ray.config import TrainingConfig
 from zerogr_ray.errors import BuildError
 from zerogr_ray.models import load_format, load_model
 from zerogr_ray.training.batches import pack
-from zerogr_ray.training.checkpoints import read_log
+from zerogr_ray.training.checkpoints import LOG, read_log
 from zerogr_ray.training.examples import ExampleStream
 from zerogr_ray.training.fit import fit, training_fingerprint
 from zerogr_ray.training.loop import train
@@ -62,11 +62,14 @@ def training_workers() -> list[int]:
 
 
 def test_a_killed_worker_costs_nothing_but_time(source, shards, tmp_path, capfd):
-    steps, killed = [], []
+    steps, killed, before = [], [], []
+    log = tmp_path / "hurt" / LOG
 
     def kill_once(row):
         steps.append(row["step"])
-        if row["step"] >= 20 and not killed:
+        kept = [int(path.name.rpartition("-")[2]) for path in log.parent.glob("checkpoint-*")]
+        if row["step"] >= 20 and kept and not killed:
+            before.extend(log.read_text().splitlines()[: max(kept)])
             killed.extend(training_workers())
             assert len(killed) == 1
             os.kill(killed[0], signal.SIGKILL)
@@ -74,6 +77,8 @@ def test_a_killed_worker_costs_nothing_but_time(source, shards, tmp_path, capfd)
     hurt = fit(source, shards, TASK, CFG, tmp_path / "hurt", kill_once)
     assert killed
     assert steps[-1] == 240
+    # They hold how long each step took: made again, they would differ.
+    assert before == log.read_text().splitlines()[: len(before)], "steps before the checkpoint have been made again"
     assert [row["step"] for row in read_log(tmp_path / "hurt")] == list(range(1, 241))
     assert "Failed to query" not in capfd.readouterr().err
 

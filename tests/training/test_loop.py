@@ -33,12 +33,16 @@ class StoppedError(Exception):
     pass
 
 
-def run(source, shards, folder, cfg=CFG, stop_after=None, fingerprint="f", rank=0, world=1, beside=(), **more):
+def run(
+    source, shards, folder, cfg=CFG, stop_after=None, fingerprint="f", rank=0, world=1, beside=(), watch=None, **more
+):
     """One training; returns (result, weights by name, steps reported)."""
     seen = []
 
     def report(row):
         seen.append(row)
+        if watch:
+            watch(row)
         if row["step"] == stop_after:
             raise StoppedError
 
@@ -129,6 +133,21 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(source, shards, tmp_path, mo
         run(source, shards, out)
     monkeypatch.undo()
     assert run(source, shards, out)[0].resumed_at == 2
+
+
+def test_a_log_that_finds_no_room_says_so_and_training_goes_on_from_the_last_checkpoint(source, shards, tmp_path):
+    out = tmp_path / "out"
+
+    def fill_the_disk(row):
+        if row["step"] == 2:
+            (out / "log.jsonl").replace(out / "log.before")
+            (out / "log.jsonl").symlink_to("/dev/full")
+
+    with pytest.raises(BuildError, match=r"the log of step 3 cannot be written.*No space left.*run the same command"):
+        run(source, shards, out, watch=fill_the_disk)
+    (out / "log.before").replace(out / "log.jsonl")
+    assert run(source, shards, out)[0].resumed_at == 2
+    assert [row["step"] for row in read_log(out)] == list(range(1, 9))
 
 
 def no_space(*_):

@@ -294,3 +294,15 @@ def rewind_log(folder: Path, step: int) -> None:
     kept = [row for row in read_log(folder) if row["step"] <= step]
     with _whole_file(folder / LOG) as building:
         building.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def append_log(folder: Path, row: dict[str, Any]) -> None:
+    """One more line. Raises BuildError when the disk refuses; a broken line is dropped when the training goes on."""
+    try:
+        with (folder / LOG).open("a") as log:
+            log.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise BuildError(
+            f"the log of step {row['step']} cannot be written to {folder}: {error}; "
+            "the last checkpoint is kept: make room and run the same command again"
+        ) from error

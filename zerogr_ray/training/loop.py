@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import deque
@@ -18,8 +17,8 @@ from zerogr_ray.store import Folder
 from zerogr_ray.training.averaging import average, starting_point
 from zerogr_ray.training.batches import Pack, pack
 from zerogr_ray.training.checkpoints import (
-    LOG,
     Product,
+    append_log,
     checkpoint_path,
     load_best,
     load_checkpoint,
@@ -158,8 +157,7 @@ def train(
             improved = validation.record(step, row["validation_loss"])
         last = step == stream.steps or validation.over(cfg.patience)
         if rank == 0:
-            with (folder / LOG).open("a") as log:
-                log.write(json.dumps(row) + "\n")
+            append_log(folder, row)
             if improved:
                 save_best(folder, model, step)
             if last or clock.due():
