@@ -5,8 +5,8 @@
 
 Every variant is built by `zerogr index` with other settings, from the stages of the others that it shares, and measured
 as in quality.py, nDCG@10. The index of the full variant is then searched in every mode, with and without a plan:
-reverse annealing (reference) against sampling, beam and top_k. `per_document` says how quality grows with the number of
-pseudo-queries of a document.
+reverse annealing (reference) against sampling, beam, top_k and the order by whole docids. `per_document` says how
+quality grows with the number of pseudo-queries of a document.
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ def modes(index: Path, source: Path) -> dict[str, Any]:
         for mode in MODES:
             found = search_collection(retriever, collection, cfg.model_copy(update={"mode": mode}), 10, name=mode)
             figures[f"{base} {mode}"] = ndcg(collection.qrels, as_run(found))
+        found = search_collection(retriever, collection, cfg.model_copy(update={"order": "docid"}), 10, name="docids")
+        figures[f"{base} reference, whole docids"] = ndcg(collection.qrels, as_run(found))
     return figures
 
 

@@ -272,7 +272,7 @@ class DecodeConfig(Strict):
     order: Literal["draw", "docid", "rerank"] = "draw"
     """Order of the hits: as drawn (published); by the calibrated log-probability of the whole docid; by the rerank
     head. The latter two take the best of all K draws. With lookahead the plan counts in either, and rerank orders the
-    hits that a search in the order of the draws would give."""
+    hits that a search in the order of the draws would give, by head and whole docid together."""
     seed: int = 0
     """Key of the noise. Same index, query and seed: same hits."""
     query_tokens: int = Field(512, ge=1)

@@ -24,9 +24,6 @@ from zerogr_ray.index.live import LiveIndex
 from zerogr_ray.index.view import View
 from zerogr_ray.rows import Hit
 
-HEAD = 0.3
-"""What a logit of the rerank head counts beside what a plan promises."""
-
 EXHAUSTIVE = 100_000
 """Docids that mode `exhaustive` scores at most."""
 
@@ -157,7 +154,7 @@ class Job:
         found = self.search.harvest.found
         scores = {drawn.leaf: self._score(drawn.leaf) for drawn in found} if self.scored else {}
         if self.scored:
-            found = sorted(found, key=lambda drawn: -self._worth(drawn, scores[drawn.leaf]))
+            found = sorted(found, key=lambda drawn: -self._worth(scores[drawn.leaf]))
         rows = [(row, drawn) for drawn in found for row in self.view.rows(drawn.leaf).tolist()]
         hits, above = dict[str, Hit](), np.inf
         for start in range(0, len(rows), self.request.k):  # as many as it takes: of one document, only the first counts
@@ -221,16 +218,17 @@ class Job:
     def _score(self, leaf: int) -> Score:
         return self.scores.of(leaf, self.live.tail_prior(int(self.view.rows(leaf)[0])))
 
-    def _worth(self, drawn: Drawn, score: Score) -> float:
-        """What hits are ordered by: the whole docid's score, or the rerank head's; a plan's promise is in either."""
+    def _worth(self, score: Score) -> float:
+        """What hits are ordered by: the whole docid's score, which has a plan's promise in it, the rerank head's, or
+        with a plan both."""
         if self.cfg.order != "rerank" or score.rerank is None:
             return score.calibrated
-        return HEAD * score.rerank + self._promises[drawn.leaf] if self._promises else score.rerank
+        return score.rerank + (score.calibrated if self._promises else 0.0)
 
     def _hit(self, document: dict[str, str], drawn: Drawn, rank: int, score: Score | None, above: float) -> Hit:
         value = 1.0 / rank
         if score is not None:
-            value = self._worth(drawn, score)
+            value = self._worth(score)
             value = min(value, float(np.nextafter(above, -np.inf)))  # documents that share a docid: no ties in a run
         return Hit(
             docno=document["docno"],
