@@ -75,7 +75,7 @@ class DocIdConfig(Strict):
     """lm: the language model. rule: title and heaviest terms (docids/rule.py), no model. random: words of the corpus
     that have nothing to do with the document, to see what docids are worth."""
     doc_tokens: int = Field(128, ge=8)
-    """Tokens of the document that the prompt shows."""
+    """Tokens of the document that the prompt shows; an adapter brings the number that it was trained with."""
     pick_lines: bool = True
     """Of a longer document that does not begin with prose, show the telling lines (see corpus/lines.py)."""
     max_words: int = Field(8, ge=1, le=32)
@@ -150,7 +150,7 @@ class QueryConfig(Strict):
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature of those queries."""
     doc_tokens: int = Field(128, ge=8)
-    """Tokens of the document that the prompt shows."""
+    """Tokens of the document that the prompt shows; an adapter brings the number that it was trained with."""
     pick_lines: bool = True
     """Of a longer document that does not begin with prose, show the telling lines (see corpus/lines.py)."""
     max_new_tokens: int = Field(32, ge=4)
