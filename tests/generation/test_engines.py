@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pydoc_data.topics import topics
 
 import pyarrow as pa
 import pytest
@@ -132,6 +133,29 @@ prompts = engine.format.tokens(json.load(sys.stdin))
 print(json.dumps(engine.generate(prompts, Sampling(24), seed=0)))
 engine.close()
 """
+
+
+AGAIN = """
+import json, sys
+from zerogr_ray.config import DEFAULT_MODEL, LLMConfig
+from zerogr_ray.generation.engine import Sampling, open_engine
+from zerogr_ray.models import find_model
+engine = open_engine(LLMConfig(engine="vllm"), find_model(DEFAULT_MODEL))
+some, others = map(engine.format.tokens, json.load(sys.stdin))
+print(json.dumps([engine.generate(shard, Sampling(24, temperature=1.0), seed=0) for shard in (some, others, some)]))
+engine.close()
+"""
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_what_vllm_writes_for_a_shard_does_not_depend_on_the_shards_before():
+    find_model(DEFAULT_MODEL)
+    texts = [text[:600] for _, text in sorted(topics.items())]
+    asked = [f"Write a query that somebody might ask a search engine to find this page.\n\n{text}" for text in texts]
+    shards = [asked[:20], asked[20:30]]
+    first, _, again = in_a_process(AGAIN, given=json.dumps(shards))
+    assert again == first
 
 
 @pytest.mark.vllm

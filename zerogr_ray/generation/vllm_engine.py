@@ -14,7 +14,7 @@ CPU_CACHE_GIB = "1"
 
 
 class VLLMEngine:
-    """A model in vLLM. Prefix caching keeps the part of the prompt that all documents share."""
+    """A model in vLLM. Prefix caching computes the part of the prompt that all documents of a shard share once."""
 
     def __init__(self, cfg: LLMConfig, model: Path) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -49,6 +49,9 @@ class VLLMEngine:
         # Seeds per request break on a CPU (its generator cannot be wound back after a chunked prefill), so the
         # process-wide generator is seeded instead; the engine lives in this process.
         torch.manual_seed(seed)
+        # A prefix from the cache and one computed with the batch differ by roundings, and one other token shifts all
+        # that is drawn after it. So nothing stays of the shards before: which they were is chance.
+        self.llm.reset_prefix_cache()
         answers = self.llm.generate(
             [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts],
             SamplingParams(
