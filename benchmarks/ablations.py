@@ -59,7 +59,9 @@ PER_DOCUMENT = (0, 1, 2, 4, 8)
 
 PARTS = (*VARIANTS, "per document", "modes")
 
-MODES = ("reference", "sampling", "beam", "top_k")
+MODES = {mode: {"mode": mode} for mode in ("reference", "sampling", "beam", "top_k")} | {
+    "reference, whole docids": {"order": "docid"}
+}
 
 
 def main() -> None:
@@ -72,8 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the JSON here, beside what is there of other variants")
     arguments = parser.parse_args()
     names = arguments.only or ["api-torchhub", "adi"]
-    known = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {"collections": {}}
-    result: dict[str, Any] = {**known, "settings": FULL}
+    result = measured(arguments.out) | {"settings": FULL}
     for name in names:
         root = arguments.work / name
 
@@ -107,6 +108,11 @@ def stamped(figures: dict[str, Any]) -> dict[str, Any]:
     return figures | {"machine": machine(), "date": date.today().isoformat()}
 
 
+def measured(out: Path | None) -> dict[str, Any]:
+    """What `save` has written before."""
+    return dict(json.loads(out.read_text())) if out and out.exists() else {"collections": {}}
+
+
 def save(result: dict[str, Any], out: Path | None) -> None:
     """Write what there is."""
     if out:
@@ -118,11 +124,9 @@ def modes(index: Path, source: Path) -> dict[str, Any]:
     retriever, collection = Retriever.load(index), read_collection(str(source))
     figures = {}
     for base, cfg in (("published", DecodeConfig()), ("planned", usual(retriever.bundle))):
-        for mode in MODES:
-            found = search_collection(retriever, collection, cfg.model_copy(update={"mode": mode}), 10, name=mode)
-            figures[f"{base} {mode}"] = ndcg(collection.qrels, as_run(found))
-        found = search_collection(retriever, collection, cfg.model_copy(update={"order": "docid"}), 10, name="docids")
-        figures[f"{base} reference, whole docids"] = ndcg(collection.qrels, as_run(found))
+        for name, changed in MODES.items():
+            found = search_collection(retriever, collection, cfg.model_copy(update=changed), 10, name=name)
+            figures[f"{base} {name}"] = ndcg(collection.qrels, as_run(found))
     return figures
 
 

@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.ablations import FULL, as_arguments, save, stamped
+from benchmarks.ablations import FULL, as_arguments, measured, save, stamped
 from benchmarks.quality import ndcg, sampled, zerogr_index
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import DecodeConfig, QueryConfig, TrainingConfig
@@ -97,8 +97,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=60, help="queries of a collection, at most")
     parser.add_argument("--out", type=Path, help="also write the JSON here, beside what is there of other kinds")
     given = parser.parse_args()
-    known = json.loads(given.out.read_text()) if given.out and given.out.exists() else {"collections": {}}
-    result: dict[str, Any] = {**known, "settings": FULL | BARE}
+    result = measured(given.out) | {"settings": FULL | BARE}
     for name in given.only or ("adi", "api-torchhub"):
         collection, instruction = sampled(given.data / name, given.queries, "learning")
         reference = ndcg(collection.qrels, bm25(documents_of(collection), collection.queries, 100))
@@ -121,9 +120,11 @@ def build(source: Path, work: Path, kind: str, instruction: str) -> Bundle:
     index = work / kind
     if kind == "two":
         return two_docids([build(source, work, one, instruction) for one in ("terms", "rule")], index)
-    if kind in ("topic", "phrase"):
-        base = build(source, work, "rule" if kind == "topic" else "terms", instruction)
-        return renamed(base, documents_of(read_collection(str(source))), topic if kind == "topic" else phrase, index)
+    of_others = {"topic": ("rule", topic), "phrase": ("terms", phrase)}
+    if kind in of_others:
+        other, name = of_others[kind]
+        base = build(source, work, other, instruction)
+        return renamed(base, documents_of(read_collection(str(source))), name, index)
     settings = as_arguments({**FULL, **BARE, **KINDS[kind]})
     zerogr_index(source, index, work / "work", instruction, settings)
     return open_index(index)

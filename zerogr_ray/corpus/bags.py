@@ -267,7 +267,8 @@ def _sum(one: pa.Table, other: pa.Table, sign: int) -> pa.Table:
     rows, words, weights = rows[order], words[order], weights[order]
     first = np.flatnonzero(np.diff(rows, prepend=-1) | np.diff(words.astype(np.int64), prepend=-1))
     sums = np.minimum(np.add.reduceat(weights, first), 255) if len(first) else weights
-    first, sums = first[sums > 0], sums[sums > 0]
+    if sign < 0:
+        first, sums = first[sums > 0], sums[sums > 0]
     starts = np.searchsorted(rows[first], np.arange(one.num_rows + 1)).astype(np.int32)
     columns = [pa.array(words[first], pa.uint32()), pa.array(sums, pa.uint8())]
     return pa.table([pa.ListArray.from_arrays(starts, column) for column in columns], schema=BAG)

@@ -62,18 +62,13 @@ def save_checkpoint(
         for name, p in named.items()
         for moment in MOMENTS
     }
-    try:
-        with _whole_folder(checkpoint_path(folder, step)) as building:
-            save_file({name: p.detach().contiguous() for name, p in named.items()}, building / "model.safetensors")
-            save_file(moments, building / "optimizer.safetensors")
-            sizes = {file.name: file.stat().st_size for file in building.iterdir()}
-            state = {"step": step, "fingerprint": fingerprint, "sizes": sizes, "validation": validation or {}}
-            (building / "state.json").write_text(json.dumps(state))
-    except Exception as error:  # safetensors has an error type of its own for a full disk
-        raise BuildError(
-            f"the checkpoint of step {step} cannot be written to {folder}: {error}; "
-            "the one before is kept: make room and run the same command again"
-        ) from error
+    refused = _or_said(f"the checkpoint of step {step}", folder, kept="the one before")
+    with refused, _whole_folder(checkpoint_path(folder, step)) as building:
+        save_file({name: p.detach().contiguous() for name, p in named.items()}, building / "model.safetensors")
+        save_file(moments, building / "optimizer.safetensors")
+        sizes = {file.name: file.stat().st_size for file in building.iterdir()}
+        state = {"step": step, "fingerprint": fingerprint, "sizes": sizes, "validation": validation or {}}
+        (building / "state.json").write_text(json.dumps(state))
     ours = [path for path in _checkpoints(folder) if _state(path).get("fingerprint") == fingerprint]
     for path in _checkpoints(folder):
         if path not in ours[:KEPT]:
@@ -89,14 +84,11 @@ def save_best(folder: Path, model: PreTrainedModel, step: int) -> None:
     from safetensors.torch import save_file
 
     weights = {name: p.detach().contiguous() for name, p in trainable(model).items()}
-    try:
-        with _whole_folder(best_path(folder, step)) as building:
-            save_file(weights, building / "model.safetensors")
-    except Exception as error:
-        raise BuildError(
-            f"the best state so far, of step {step}, cannot be written to {folder}: {error}; "
-            "the last checkpoint is kept: make room and run the same command again"
-        ) from error
+    with (
+        _or_said(f"the best state so far, of step {step},", folder),
+        _whole_folder(best_path(folder, step)) as building,
+    ):
+        save_file(weights, building / "model.safetensors")
 
 
 def load_best(folder: Path, model: PreTrainedModel, step: int) -> None:
@@ -165,7 +157,7 @@ def publish(
 ) -> Path:
     """Save the product, a whole model with its tokenizer or an adapter, then name its fingerprint in finished.json."""
     target, finished = folder / product, folder / "finished.json"
-    try:
+    with _or_said(f"the trained {product}", target, kept="its last checkpoint"):
         finished.unlink(missing_ok=True)
         with _whole_folder(target) as building:
             if product == "adapter":
@@ -174,11 +166,6 @@ def publish(
                 _save_model(building, merged(model), tokenizer)
         with _whole_file(finished) as building:
             building.write_text(json.dumps({"fingerprint": fingerprint, "product": product}))
-    except Exception as error:
-        raise BuildError(
-            f"the trained {product} cannot be written to {target}: {error}; its last checkpoint is kept: "
-            "make room and run the same command again"
-        ) from error
     for leftover in (*_checkpoints(folder), *folder.glob("best-*")):
         shutil.rmtree(leftover, ignore_errors=True)
     return target
@@ -298,11 +285,16 @@ def rewind_log(folder: Path, step: int) -> None:
 
 def append_log(folder: Path, row: dict[str, Any]) -> None:
     """One more line. Raises BuildError when the disk refuses; a broken line is dropped when the training goes on."""
+    with _or_said(f"the log of step {row['step']}", folder), (folder / LOG).open("a") as log:
+        log.write(json.dumps(row) + "\n")
+
+
+@contextmanager
+def _or_said(what: str, folder: Path, kept: str = "the last checkpoint") -> Iterator[None]:
+    """Whatever refuses to be written in the block is a BuildError that says so, and what is left."""
     try:
-        with (folder / LOG).open("a") as log:
-            log.write(json.dumps(row) + "\n")
-    except OSError as error:
+        yield
+    except Exception as error:  # safetensors has an error type of its own for a full disk
         raise BuildError(
-            f"the log of step {row['step']} cannot be written to {folder}: {error}; "
-            "the last checkpoint is kept: make room and run the same command again"
+            f"{what} cannot be written to {folder}: {error}; {kept} is kept: make room and run the same command again"
         ) from error
