@@ -5,9 +5,9 @@
     python benchmarks/quality.py --unseen --out benchmarks/results/quality-unseen.json     one hour
     python benchmarks/quality.py --gpu --out benchmarks/results/quality-gpu.json     scifact whole, 16 queries each
 
-For each collection the whole pipeline runs as `zerogr index` runs it: the build reads corpus and instruction, never
-queries or judgements, and chooses its own way of decoding on held-back pseudo-queries. Then, on the collection's own
-queries, nDCG@10 (of limit-small also recall@2) of
+For each collection the whole pipeline runs as `zerogr index --config pipelines/laptop.toml` runs it: the build reads
+corpus and instruction, never queries or judgements, and chooses its own way of decoding on held-back pseudo-queries.
+Then, on the collection's own queries, nDCG@10 (of limit-small also recall@2) of
 
     bm25        bm25s over title and text
     minilm      all-MiniLM-L6-v2, exact cosine; where its package is installed
@@ -31,12 +31,13 @@ import platform
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from zerogr_ray.config import DecodeConfig
+from zerogr_ray.config import DecodeConfig, dotted
 from zerogr_ray.corpus.collections import read_collection
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.evaluation.baselines import bm25
@@ -51,12 +52,7 @@ COLLECTIONS = ("api-torchhub", "metatool", "adi", "limit-small", "scifact-60")
 
 UNSEEN = ("medline-200", "cranfield-200", "cisi-200", "spider-tables-200")
 
-SMALL = {
-    "queries.per_document": 4,
-    "queries.max_new_tokens": 24,
-    "queries.passages": 6,
-    "training.rerank_every": 8,
-}
+SMALL = Path(__file__).resolve().parents[1] / "pipelines" / "laptop.toml"
 """What three hours on two cores allow."""
 
 LARGE = {"queries.per_document": 16, "training.epochs": 3, "training.rerank_every": 8}
@@ -77,7 +73,8 @@ def main() -> None:
     arguments = parser.parse_args()
     usual = UNSEEN if arguments.unseen else (*COLLECTIONS[:4], "scifact" if arguments.gpu else COLLECTIONS[4])
     names = arguments.only or usual
-    settings = [f"{key}={value}" for key, value in (LARGE if arguments.gpu else SMALL).items()] + arguments.set
+    chosen = LARGE.items() if arguments.gpu else dotted(tomllib.loads(SMALL.read_text(encoding="utf-8")))
+    settings = [f"{key}={value}" for key, value in chosen] + arguments.set
     table: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     for name in names:

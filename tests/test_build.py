@@ -59,7 +59,7 @@ def test_a_build_says_what_it_did_keeps_it_and_does_again_only_what_another_sett
     assert counts["written"] == 20 == sum(counts[name] for name in ("kept", *COUNTED))
     # Random weights may write what they like: two identical documents share a docid, no others do.
     assert (report.docids, facts["docids"]["distinct"], facts["docids"]["largest_collision"]) == (4, 4, 2)
-    assert report.collisions == facts["collisions"]
+    assert (report.collisions, report.queries) == (facts["collisions"], facts["queries"])
     assert facts["collisions"]["identical"] == 2
     assert facts["coverage"]["documents"] == 5
     assert 0 <= facts["coverage"]["tfidf_covered"] <= 1

@@ -21,6 +21,7 @@ from zerogr_ray.config import DocIdConfig, QueryConfig
 from zerogr_ray.errors import ModelError
 from zerogr_ray.models import find_model, load_format, load_model
 from zerogr_ray.published import current
+from zerogr_ray.queries.kinds import KIND_PROMPTS, PROMPTS
 from zerogr_ray.s3 import is_url, place_of
 
 if TYPE_CHECKING:
@@ -150,7 +151,12 @@ def find_writer(table: T, model: str, task: Literal["docids", "queries"]) -> tup
     folder = chosen_adapter(table.adapter, model, task)
     if not folder:
         return find_model(model), table
-    settings = adapter_for(task, folder).settings
+    settings = dict(adapter_for(task, folder).settings)
+    if settings.pop(KIND_PROMPTS, PROMPTS) != PROMPTS:
+        raise ModelError(
+            f"the adapter {folder} was trained with other prompts than this version asks with ({KIND_PROMPTS} in its "
+            f"{ABOUT}); train it anew: zerogr train {task} DATA OUT --set model={model}"
+        )
     return find_adapted_model(model, folder), table.model_copy(update=settings)
 
 

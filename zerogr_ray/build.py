@@ -165,6 +165,7 @@ def build_index(
                 "corpus": facts["fingerprint"],
                 "coverage": coverage(source, distinct, facts["sizes"], known),
                 "collisions": _collisions(distinct),
+                "queries": (kept.done() or {}).get("queries", {}),
                 **({} if reserved is None else {"rerank_token": reserved}),
             }
             bags = Bags.open(str(weighed.folder)) if weighed is not None else None
@@ -177,8 +178,8 @@ def build_index(
         manifest["documents"],
         manifest["docids"],
         unchanged=False,
-        queries=(kept.done() or {}).get("queries", {}),
-        collisions=_collisions(distinct),
+        queries=about["queries"],
+        collisions=about["collisions"],
         seconds=seconds,
         spent=clock.spent,
         **report,

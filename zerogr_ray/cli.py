@@ -268,7 +268,7 @@ def inspect(
         return
     for name in ("index", "key", "instruction"):
         print(name, facts[name], sep="\t")
-    for group in ("model", "docids", "coverage", "collisions", "decode", "trie", "bytes"):
+    for group in ("model", "docids", "coverage", "collisions", "queries", "decode", "trie", "bytes"):
         for name, value in facts[group].items():
             print(f"{group}.{name}", value, sep="\t")
     for row in facts["tried"]:

@@ -14,11 +14,12 @@ import torch
 from tests.test_cli import complaint, zerogr
 from tests.tiny import save_tiny
 from tests.training.test_fit import training_workers
-from zerogr_ray.adapters import find_adapted_model, read_adapter
-from zerogr_ray.config import IndexConfig, make_config
+from zerogr_ray.adapters import find_adapted_model, find_writer, read_adapter
+from zerogr_ray.config import IndexConfig, QueryConfig, make_config
 from zerogr_ray.errors import BuildError, ModelError
 from zerogr_ray.index.bundle import open_index
 from zerogr_ray.models import load_format, load_model
+from zerogr_ray.queries.kinds import PROMPTS
 from zerogr_ray.training import finetune as module
 from zerogr_ray.training.finetune import FinetuneConfig, finetune
 
@@ -84,7 +85,7 @@ def test_a_query_generator_becomes_an_adapter_with_a_card(base, data, tmp_path):
     }
     adapter = read_adapter(out)
     assert (adapter.task, adapter.base) == ("queries", base)
-    assert adapter.settings == {**adapter.settings, "examples": False, "doc_tokens": 128}
+    assert adapter.settings == {"prompt": "", "doc_tokens": 128, "examples": 0, "kind_prompts": PROMPTS}
     card = (out / "README.md").read_text()
     for words in ("Licence: CC0", "| animals | 54 |", "Not trained on: odd (6 rows)", "held-out loss"):
         assert words in card
@@ -94,6 +95,15 @@ def test_a_query_generator_becomes_an_adapter_with_a_card(base, data, tmp_path):
     assert f"zerogr {again}\n" in card
     model = find_adapted_model(base, out)
     assert load_format(model).fingerprint == load_format(Path(base)).fingerprint
+
+    asked = QueryConfig(adapter=str(out))
+    assert find_writer(asked, base, "queries")[1] == asked.model_copy(update={"doc_tokens": 128, "examples": 0})
+    about = json.loads((out / "zerogr.json").read_text())
+    about["settings"]["kind_prompts"]["claim"] = "State a fact."
+    other = shutil.copytree(out, tmp_path / "other")
+    (other / "zerogr.json").write_text(json.dumps(about))
+    with pytest.raises(ModelError, match="other prompts than this version asks with"):
+        find_writer(QueryConfig(adapter=str(other)), base, "queries")
 
     stamp = (tmp_path / "adapters" / "queries.work").stat().st_mtime_ns
     assert json.loads(zerogr(*arguments)[1])["loss"] == report["loss"]  # nothing is trained twice
@@ -164,6 +174,11 @@ def test_mistakes_get_one_sentence(base, data, tmp_path):
     assert "there is no task 'x'" in complaint("train", "queries", data, tmp_path / "out", "--without", "x")
     (tmp_path / "mine").mkdir()
     assert "was not written by zerogr train" in complaint("train", "queries", data, tmp_path / "mine")
+    ranked = complaint("train", "retriever", data, tmp_path / "out", "--set", "training.rerank_every=8")
+    assert "rerank_every=8 wants wrong docids" in ranked
+    assert "epochs=0 trains nothing" in complaint(
+        "train", "docids", data, tmp_path / "out", "--set", "training.epochs=0"
+    )
 
 
 def test_an_index_built_with_a_rerank_head_can_order_by_it(base, tmp_path):

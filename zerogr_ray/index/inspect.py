@@ -33,6 +33,7 @@ def inspect_index(path: str | Path, samples: int = 10) -> dict[str, Any]:
         "docids": statistics.__dict__,
         "coverage": manifest.get("coverage", {}),
         "collisions": manifest.get("collisions", {}),
+        "queries": manifest.get("queries", {}),
         "decode": bundle.decode.model_dump(),
         "tried": manifest.get("decode_tried", []),
         "trie": {"nodes": bundle.trie.nodes, "root_children": bundle.trie.children(0)[1] - 1},

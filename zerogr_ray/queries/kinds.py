@@ -23,6 +23,9 @@ PROMPTS: dict[QueryKind, str] = {
 }
 """What the LM is asked for each kind, before the retrieval task."""
 
+KIND_PROMPTS = "kind_prompts"
+"""Prompt setting of an adapter: the above, as they were when it was trained."""
+
 DEFAULT: dict[QueryKind, float] = {"question": 0.5, "keywords": 0.25, "claim": 0.125, "request": 0.125}
 
 NAMED = 0.75

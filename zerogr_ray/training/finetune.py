@@ -24,7 +24,7 @@ from zerogr_ray.config import (
     dotted,
     make_config,
 )
-from zerogr_ray.errors import BuildError
+from zerogr_ray.errors import BuildError, InputError
 from zerogr_ray.models import find_model, load_format
 from zerogr_ray.published import publish_folder, refuse_other
 from zerogr_ray.s3 import is_url, place_of
@@ -97,6 +97,7 @@ def finetune(
     InputError for rows and paths that cannot be used, ModelError for the model, BuildError where training cannot go on.
     """
     cfg, target = config or FinetuneConfig(), place_of(out)
+    _check_training(cfg.training)
     _check_target(target)
     triples = read_triples(data, cfg.instruction, without, most)
     base = find_model(cfg.model)
@@ -267,6 +268,16 @@ def _write_rejects(work: Folder, triples: Triples) -> str:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     work.write("rejected/rows.jsonl", lines.encode())
     return work.url_of("rejected/rows.jsonl")
+
+
+def _check_training(cfg: TrainingConfig) -> None:
+    if not cfg.epochs:
+        raise InputError("training.epochs=0 trains nothing; give more")
+    if cfg.rerank_every:
+        raise InputError(
+            f"training.rerank_every={cfg.rerank_every} wants wrong docids beside each right one, which rows do not "
+            "have; leave it out here, and give it to zerogr index"
+        )
 
 
 def _check_target(target: str) -> None:

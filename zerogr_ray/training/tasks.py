@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from zerogr_ray.config import DocIdConfig, QueryConfig
 from zerogr_ray.docids.generate import docid_prompt, show
 from zerogr_ray.queries.generate import query_prompt
-from zerogr_ray.queries.kinds import kind_of
+from zerogr_ray.queries.kinds import KIND_PROMPTS, PROMPTS, kind_of
 
 if TYPE_CHECKING:
     from zerogr_ray.chat import PromptFormat
@@ -81,7 +81,8 @@ class LearnQueries:
         ]
 
     def settings(self) -> dict[str, Any]:
-        return {name: getattr(self.cfg, name) for name in ("prompt", "doc_tokens", "examples")}
+        settings = {name: getattr(self.cfg, name) for name in ("prompt", "doc_tokens", "examples")}
+        return settings if self.cfg.prompt else {**settings, KIND_PROMPTS: PROMPTS}
 
 
 @dataclass(frozen=True)
