@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "not found kept": {"queries.filter.round_trip": 0},
     "second pass": {"queries.filter.retriever": 10},
     "questions alone": {"queries.mix.question": 1},
+    "cooler queries": {"queries.temperature": 0.7},
     "few-shot queries": {"queries.adapter": ""},
     "zero-shot queries": {"queries.adapter": "", "queries.examples": 0},
     "no adapters": {"adapter": "", "docids.adapter": "", "queries.adapter": ""},
