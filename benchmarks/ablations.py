@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.quality import ndcg, one
+from benchmarks.quality import SMALL, as_arguments, ndcg, one
 from benchmarks.trie import machine
 from zerogr_ray.config import DecodeConfig
 from zerogr_ray.corpus.collections import read_collection
@@ -28,7 +28,8 @@ from zerogr_ray.decoding.choose import usual
 from zerogr_ray.decoding.retriever import Retriever
 from zerogr_ray.evaluation.evaluate import as_run, search_collection
 
-FULL = {"queries.per_document": 4, "queries.max_new_tokens": 24, "queries.passages": 6}
+FULL = {key: value for key, value in SMALL.items() if key != "training.rerank_every"}
+"""As in quality.py, without the rerank head, which no variant is about."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -97,11 +98,6 @@ def main() -> None:
                 table["per_document"] = {n: built(f"{n} queries", {"queries.per_document": n}) for n in PER_DOCUMENT}
             save(result, arguments.out)
     print(json.dumps(result, indent=1))
-
-
-def as_arguments(settings: dict[str, Any]) -> list[str]:
-    """KEY=VALUE, as --set takes them."""
-    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
 
 
 def stamped(figures: dict[str, Any]) -> dict[str, Any]:

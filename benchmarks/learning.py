@@ -35,8 +35,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.ablations import FULL, as_arguments, measured, save, stamped
-from benchmarks.quality import ndcg, sampled, zerogr_index
+from benchmarks.ablations import FULL, measured, save, stamped
+from benchmarks.quality import as_arguments, ndcg, sampled, zerogr_index
 from zerogr_ray.chat import PromptFormat
 from zerogr_ray.config import DecodeConfig, QueryConfig, TrainingConfig
 from zerogr_ray.corpus.collections import read_collection

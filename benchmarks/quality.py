@@ -52,7 +52,9 @@ COLLECTIONS = ("api-torchhub", "metatool", "adi", "limit-small", "scifact-60")
 
 UNSEEN = ("medline-200", "cranfield-200", "cisi-200", "spider-tables-200")
 
-SMALL = Path(__file__).resolve().parents[1] / "pipelines" / "laptop.toml"
+LAPTOP = Path(__file__).resolve().parents[1] / "pipelines" / "laptop.toml"
+
+SMALL: dict[str, Any] = dict(dotted(tomllib.loads(LAPTOP.read_text(encoding="utf-8"))))
 """What three hours on two cores allow."""
 
 LARGE = {"queries.per_document": 16, "training.epochs": 3, "training.rerank_every": 8}
@@ -73,8 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     usual = UNSEEN if arguments.unseen else (*COLLECTIONS[:4], "scifact" if arguments.gpu else COLLECTIONS[4])
     names = arguments.only or usual
-    chosen = LARGE.items() if arguments.gpu else dotted(tomllib.loads(SMALL.read_text(encoding="utf-8")))
-    settings = [f"{key}={value}" for key, value in chosen] + arguments.set
+    settings = as_arguments(LARGE if arguments.gpu else SMALL) + arguments.set
     table: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     for name in names:
@@ -95,6 +96,11 @@ def main() -> None:
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+def as_arguments(settings: dict[str, Any]) -> list[str]:
+    """KEY=VALUE, as --set takes them."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
 
 
 def one(

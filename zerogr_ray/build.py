@@ -144,7 +144,7 @@ def build_index(
                 wanted = (source, queries, kept, cfg.queries, facts["sizes"], spare_cpus(), quiet, clock, pool)
                 clock.time("filter", lambda: filter_queries(*wanted))
             # The second pass keeps this share: what was held back once is not learned from later.
-            counted = (kept.done() or {}).get("queries", {}).get("kept", facts["rows"] * cfg.queries.per_document)
+            counted = _counts(kept, "queries").get("kept", facts["rows"] * cfg.queries.per_document)
             held = held_out_share(counted, cfg.training)
             expected = Output.at(folder, "expected", keys.expected) if keys.expected else None
             if expected is not None:
@@ -164,8 +164,8 @@ def build_index(
                 "key": keys.index,
                 "corpus": facts["fingerprint"],
                 "coverage": coverage(source, distinct, facts["sizes"], known),
-                "collisions": _collisions(distinct),
-                "queries": (kept.done() or {}).get("queries", {}),
+                "collisions": _counts(distinct, "collisions"),
+                "queries": _counts(kept, "queries"),
                 **({} if reserved is None else {"rerank_token": reserved}),
             }
             bags = Bags.open(str(weighed.folder)) if weighed is not None else None
@@ -335,9 +335,9 @@ def _find_again(
     return again
 
 
-def _collisions(distinct: Output) -> dict[str, int]:
-    """What was done about collisions; nothing where they are left."""
-    return dict((distinct.done() or {}).get("collisions", {}))
+def _counts(output: Output, name: str) -> dict[str, int]:
+    """What the stage that made `output` has counted under `name`; nothing where it is switched off."""
+    return dict((output.done() or {}).get(name, {}))
 
 
 def _lock_beside(target: str) -> Path | None:
